@@ -1,0 +1,57 @@
+# `make demo` and `make test` do all their set-up themselves: a virtual environment in .venv with CPU PyTorch.
+# Another interpreter: make PYTHON=python3.12 test.
+
+PYTHON ?= python3
+QUESTION ?= Which object moves to the left?
+TORCH ?= 2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow check format clean
+
+help:
+	@echo 'make demo       answer a question about the sample clip with the embedded model'
+	@echo 'make test       the default tests'
+	@echo 'make test-slow  the tests that take longer'
+	@echo 'make check      lint, formatting, types'
+	@echo 'make format     rewrite the files as `make check` wants them'
+	@echo 'make clean      remove .venv and everything built'
+
+demo: $(READY)
+	$(BIN)/hicom ask src/hicom/assets/demo.mp4 "$(QUESTION)" --verbose
+
+test: $(READY)
+	$(BIN)/pytest -n 2
+
+test-slow: $(READY)
+	$(BIN)/pytest -m '(slow or dist) and not gpu and not vllm and not browser' --timeout 1200
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info
+
+# Torch comes first and alone: a plain `torch` may fetch gigabytes of CUDA libraries. Where the CPU index cannot be
+# reached pip goes on with its usual index, whose build may be the CUDA one: then we stop before it pulls these.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'hicom needs Python 3.11 or newer: make PYTHON=python3.11 ...' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo '$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --retries 0 --no-deps torch==$(TORCH) --extra-index-url $(TORCH_INDEX)
+	@! grep -qi '^Requires-Dist: *\(nvidia\|cuda\)' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA || \
+	    { echo 'this torch is a CUDA build; $(TORCH_INDEX) must be reachable for the CPU one (then: make clean)' >&2; exit 1; }
+	$(PIP) install --editable '.[dev]'
+	touch $@

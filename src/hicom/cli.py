@@ -1,0 +1,463 @@
+"""The `hicom` command. Whatever is heavy is imported inside the commands, so that `hicom --help` is instant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from hicom import __version__
+
+if TYPE_CHECKING:
+    from hicom.inference import Answer, EncodedVideo, VideoChat
+
+Row = tuple[str, str]
+ASSETS = Path(__file__).parent / "assets"
+
+# No "(default: None)" after options whose text already says what happens without them.
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Real = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+Seconds = Annotated[float | None, arg(metavar="S", help_behavior_hint="")]
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Sizes = Annotated[tuple[int, int, int] | None, arg(metavar="T H W", help_behavior_hint="")]
+DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")]
+Video = Annotated[Positional[str], arg(metavar="VIDEO")]
+AsJson = Annotated[bool, arg(name="json")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model answers, and where it runs."""
+
+    model: Annotated[str, arg(metavar="NAME")] = "hicom-tiny"
+    """a checkpoint folder, a hub id, or the name of an embedded model"""
+    device: Text = None
+    """for example cpu or cuda:0; by default a GPU where there is one"""
+    dtype: DType = None
+    """precision of the computation; by default what suits the device"""
+
+    def load(self) -> VideoChat:
+        """Return the loaded model."""
+        from hicom.inference import VideoChat
+
+        with progress(f"loading {self.model}"):
+            return VideoChat.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameOptions:
+    """Which frames of the video the model sees."""
+
+    num_frames: Number = None
+    """frames, spread evenly; by default as many as the model was trained on"""
+    fps: Real = None
+    """frames a second, in place of --num-frames"""
+    start_s: Seconds = None
+    """first second to look at"""
+    end_s: Seconds = None
+    """last second to look at"""
+
+    def encode(self, chat: VideoChat, source: str) -> EncodedVideo:
+        """Return the video `source`, decoded and through the vision encoder."""
+        with progress(f"watching {source}"):
+            return chat.encode(source, **given(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How the video is compressed and the answer is written."""
+
+    instruction: Text = None
+    """what steers the compression; by default the question"""
+    window: Sizes = None
+    """frames, rows and columns of patches that become one local token; by default the model's own"""
+    max_visual_tokens: Number = None
+    """a budget of visual tokens that picks the window"""
+    max_new_tokens: Number = None
+    """longest answer, in tokens"""
+    num_beams: Number = None
+    """beams of the search; by default 1"""
+    temperature: Real = None
+    """sample the answer; by default the likeliest one is given"""
+    top_p: Real = None
+    """sample among the likeliest tokens that together have this probability"""
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the arguments of `VideoChat.ask`."""
+        is_sampled = self.temperature is not None or self.top_p is not None
+        return given(self) | ({"do_sample": True} if is_sampled else {})
+
+
+def ask(
+    video: Video,
+    question: Annotated[Positional[str], arg(metavar="QUESTION")],
+    *,
+    model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
+    frames: OmitArgPrefixes[FrameOptions] = FrameOptions(),
+    answer: OmitArgPrefixes[AnswerOptions] = AnswerOptions(),
+    verbose: bool = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about a video.
+
+    Args:
+        video: a video file, a folder of frames, a GIF or a WebP.
+        question: the question.
+        model: which model answers, and where it runs.
+        frames: which frames of the video the model sees.
+        answer: how the video is compressed and the answer is written.
+        verbose: also print the video's facts, the visual tokens and the seconds each part took.
+        as_json: print all of that as JSON.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty")
+    chat = model.load()
+    encoded = frames.encode(chat, video)
+    with progress("answering"):
+        reply = chat.ask(encoded, question, **answer.keywords())
+    if as_json:
+        print_json(ask_facts(encoded, question, reply))
+    elif verbose:
+        print_table(ask_rows(encoded, question, reply))
+    else:
+        print(reply)
+
+
+def chat(
+    video: Video,
+    *,
+    model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
+    frames: OmitArgPrefixes[FrameOptions] = FrameOptions(),
+    answer: OmitArgPrefixes[AnswerOptions] = AnswerOptions(),
+) -> None:
+    """Talk about a video: one question a line until Ctrl-D.
+
+    Args:
+        video: a video file, a folder of frames, a GIF or a WebP.
+        model: which model answers, and where it runs.
+        frames: which frames of the video the model sees.
+        answer: how the video is compressed and the answers are written.
+    """
+    loaded = model.load()
+    encoded = frames.encode(loaded, video)
+    conversation = loaded.conversation(encoded)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        import readline  # noqa: F401  (gives `input` line editing and a history)
+
+        print(f"{encoded.info.describe()}; Ctrl-D ends")
+    while True:
+        try:
+            question = input("> " if is_terminal else "")
+        except EOFError:
+            return
+        if question.strip():
+            for piece in conversation.stream(question, **answer.keywords()):
+                print(piece, end="", flush=True)
+            print(flush=True)
+
+
+def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJson = False) -> None:
+    """Describe a video or a checkpoint, without loading its weights.
+
+    Args:
+        path: a video (a file or a folder of frames), a checkpoint folder, or the name of an embedded model.
+        as_json: print JSON.
+    """
+    folder = ASSETS / path if (ASSETS / path / "config.json").is_file() else Path(path)
+    if any(folder.glob("config.json")) or any(folder.glob("*.safetensors")):
+        facts = checkpoint_facts(folder)
+        rows = checkpoint_rows(facts)
+    else:
+        from hicom.video import probe
+
+        video = probe(path)
+        facts = dataclasses.asdict(video)
+        rows = [("video", video.describe()), *(("stream", stream) for stream in video.streams)]
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(rows)
+
+
+def convert(
+    src: Annotated[Positional[str], arg(metavar="SRC")],
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+) -> None:
+    """Convert an official checkpoint into a folder that transformers loads.
+
+    Args:
+        src: an official checkpoint: a folder or a hub id.
+        dst: the folder to write; it must not hold anything yet.
+    """
+    from hicom.model.convert import convert_official
+
+    with progress(f"converting {src}"):
+        convert_official(src, dst, log=print)
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a model by a recipe."""
+    from hicom.recipes import RECIPES
+    from hicom.train import run
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: hicom train RECIPE [OPTIONS]    (hicom train RECIPE --help lists them)\n\nrecipes:")
+        print_table([(f"  {name}", summary(recipe)) for name, recipe in RECIPES.items()])
+        return
+    recipe = lookup("recipe", args[0], RECIPES)
+    default = recipe()
+    run(parse(type(default), f"train {args[0]}", args[1:], default=default, description=inspect.getdoc(recipe)))
+
+
+def world(args: Sequence[str]) -> None:
+    """Make a data set of procedural clips and questions."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: hicom world make DST [OPTIONS]    (hicom world make --help lists them)")
+        return
+    lookup("world command", args[0], {"make": None})
+    from hicom.world import make_dataset
+
+    parse(make_dataset, "world make", args[1:])
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "ask": ask,
+    "chat": chat,
+    "info": info,
+    "convert": convert,
+    "train": train,
+    "world": world,
+}
+# Their options are known only once heavy modules are imported; they parse what follows their name themselves.
+PARSE_THEMSELVES = {"train", "world"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own) and return the exit code.
+
+    0: done. 1: a defect of hicom. 2: wrong usage or input. 130: interrupted. 141: the reader of the output went away.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    is_debug = "--debug" in args
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            dispatch([each for each in args if each != "--debug"])
+        sys.stdout.flush()
+    except SystemExit as stop:  # tyro has printed help, or what is wrong with the options
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return 141
+    except Exception as error:
+        if is_debug:
+            traceback.print_exc()
+        is_input = isinstance(error, ValueError | OSError | ImportError)
+        text = error_text(error) if is_input else f"unexpected {type(error).__name__}: {error}"
+        hint = "" if is_input or is_debug else " (--debug shows where)"
+        print(f"hicom: error: {one_line(text)}{hint}", file=sys.stderr)
+        return 2 if is_input else 1
+    return 0
+
+
+def dispatch(args: Sequence[str]) -> None:
+    """Run the command that `args` name."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: hicom COMMAND ...\n\nAnswer questions about videos with few visual tokens.\n\ncommands:")
+        print_table([(f"  {name}", summary(command)) for name, command in COMMANDS.items()])
+        print("\n`hicom COMMAND --help` lists the options of a command. With --debug an error shows its traceback.")
+    elif args[0] == "--version":
+        print(f"hicom {__version__}")
+    else:
+        command = lookup("command", args[0], COMMANDS)
+        if args[0] in PARSE_THEMSELVES:
+            command(args[1:])
+        else:
+            parse(command, args[0], args[1:])
+
+
+def parse(function: Callable[..., Any], name: str, args: Sequence[str], **options: Any) -> Any:
+    """Call `function` with the options `args` of the command `name`; wrong ones end the program with code 2."""
+    return tyro.cli(function, prog=f"hicom {name}", args=args, config=(tyro.conf.FlagCreatePairsOff,), **options)
+
+
+def lookup(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
+    """Return `choices[name]`.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
+    """
+    if name not in choices:
+        nearest = difflib.get_close_matches(name, choices, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(choices)}"
+        raise ValueError(f"unknown {kind} {name!r}; {hint}")
+    return choices[name]
+
+
+def given(options: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are not None."""
+    return {name: value for name, value in vars(options).items() if value is not None}
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """Return the first line of a function's docstring."""
+    return (inspect.getdoc(function) or "").partition("\n")[0]
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Show `text`, a spinner and the seconds gone by for as long as it takes, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(text, total=None)
+        yield
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line, without the source line that raised it."""
+    print(f"hicom: warning: {one_line(message)}", file=sys.stderr)
+
+
+def error_text(error: Exception) -> str:
+    """Return what an error says, without OSError's number; a missing package with the way to get it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"this needs the package {error.name!r}; an extra of hicom may bring it, as in pip install 'hicom[train]'"
+        )
+    return str(error) or type(error).__name__
+
+
+def one_line(text: object) -> str:
+    """Return `text` without line breaks."""
+    return " ".join(str(text).split())
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    print(json.dumps(facts, indent=2))
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print names and texts in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}")
+
+
+def ask_facts(video: EncodedVideo, question: str, answer: Answer) -> dict[str, Any]:
+    """Return everything there is to say about an answer."""
+    return {
+        "video": dataclasses.asdict(video.info),
+        "num_frames": video.num_frames,
+        "timestamps_s": [float(second) for second in video.timestamps_s],
+        "question": question,
+        "answer": str(answer),
+        "num_visual_tokens": answer.num_visual_tokens,
+        "num_uncompressed_tokens": answer.num_uncompressed_tokens,
+        "window": answer.window,
+        "instruction": answer.instruction,
+        "timings_s": answer.timings,
+    }
+
+
+def ask_rows(video: EncodedVideo, question: str, answer: Answer) -> list[Row]:
+    """Return the same as rows of a table."""
+    few, many = answer.num_visual_tokens, answer.num_uncompressed_tokens
+    return [
+        ("video", video.info.describe()),
+        ("frames", f"{video.num_frames}, from {video.timestamps_s[0]:.2f} s to {video.timestamps_s[-1]:.2f} s"),
+        ("question", question),
+        ("answer", str(answer)),
+        ("tokens", f"{few:,} visual tokens in place of {many:,} ({many / few:.1f} times fewer)"),
+        ("seconds", ", ".join(f"{part} {seconds:.2f}" for part, seconds in answer.timings.items())),
+    ]
+
+
+def checkpoint_facts(folder: Path) -> dict[str, Any]:
+    """Return what there is to say about a checkpoint. The model is built without memory, weights are not read.
+
+    Raises:
+        ValueError: the folder is no HICom checkpoint.
+    """
+    import torch
+
+    from hicom.model.config import HIComConfig
+    from hicom.model.convert import is_official, official_config, weight_files
+    from hicom.model.modeling import HIComForConditionalGeneration
+
+    is_release = is_official(folder)
+    config = official_config(folder) if is_release else HIComConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = HIComForConditionalGeneration(config)
+    fields = config.to_dict()
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parts[name.removeprefix("model.").partition(".")[0]] += parameter.numel()
+    return {
+        "checkpoint": str(folder),
+        "layout": "official release" if is_release else "transformers",
+        "num_bytes": sum(file.stat().st_size for file in weight_files(folder)),
+        "parameters": dict(parts),
+        "towers": {
+            "vision_tower": fields["vision_config"]["model_type"],
+            "instruction_encoder": fields["instruction_config"]["model_type"],
+            "language_model": fields["text_config"]["model_type"],
+        },
+        "compressor": config.compressor,
+        "dialect": config.dialect,
+        "window": config.window,
+        "num_global_tokens": config.num_global_tokens,
+        "local_injection": config.local_injection,
+        "global_injection": config.global_injection,
+        "image_size": config.image_size,
+        "grid_size": config.grid_size,
+        "visual_tokens": {str(frames): model.model.token_count(frames) for frames in (8, 16, 32, 64, 128)},
+    }
+
+
+def checkpoint_rows(facts: Mapping[str, Any]) -> list[Row]:
+    """Return the same as rows of a table."""
+    rows = [
+        ("checkpoint", f"{facts['checkpoint']}, {facts['layout']} layout, {facts['num_bytes'] / 1e6:,.1f} MB"),
+        ("parameters", f"{sum(facts['parameters'].values()):,}"),
+    ]
+    for part, count in facts["parameters"].items():
+        kind = facts["towers"].get(part)
+        rows.append((f"  {part}", f"{count:,}" + (f" ({kind})" if kind else "")))
+    rows.append(("frames", "{image_size}x{image_size} pixels, {grid_size}x{grid_size} patches".format(**facts)))
+    if facts["compressor"] == "hicom":
+        window, tokens = facts["window"], facts["num_global_tokens"]
+        rows += [
+            ("dialect", facts["dialect"]),
+            ("local", f"window {window}, {facts['local_injection']} injection" if window else "none"),
+            ("global", f"{tokens} tokens, {facts['global_injection']} injection" if tokens else "none"),
+        ]
+    else:
+        rows.append(("compressor", facts["compressor"]))
+    counts = [f"{count:,} for {frames}" for frames, count in facts["visual_tokens"].items()]
+    return [*rows, ("visual tokens", f"{', '.join(counts)} frames")]

@@ -1,0 +1,1 @@
+"""Training data: records, cached vision features and collation."""

@@ -1,0 +1,110 @@
+"""From samples to the tensors that the model takes, by the processor that also serves inference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..model.compressor import Compression
+from ..model.ops import Window
+from ..model.processing import HIComProcessor
+from .features import FeatureStore
+from .records import PLACEHOLDERS, Records, Sample
+
+
+class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
+    """All samples of several files one after the other, with their numbers, less those of videos without features."""
+
+    def __init__(self, records: Sequence[Records], store: FeatureStore | None = None) -> None:
+        self.records = records
+        self.order = [
+            (file, index)
+            for file, samples in enumerate(records)
+            for index in range(len(samples))
+            if store is None or not store.errors or all(video in store for video in samples[index].videos)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[int, Sample]:
+        file, number = self.order[index]
+        return index, self.records[file][number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Makes a model batch of samples.
+
+    Attributes:
+        processor: the model's.
+        store: kept vision features; None: videos are read and their pixels passed on.
+        num_frames: frames of every video, spread evenly.
+        compression: the stage's mode.
+        windows: sizes (T, H, W) to draw from, one for every batch; empty: the model's own.
+        seed: of that draw. It depends on the samples of the batch and on nothing else, so a resumed run draws the same.
+        text_only: leave the media out, for a language model that reads words alone.
+        loss_on_prompt: learn the text of the questions too.
+    """
+
+    processor: HIComProcessor
+    store: FeatureStore | None = None
+    num_frames: int | None = None
+    compression: Compression = "conditional"
+    windows: tuple[Window, ...] = ()
+    seed: int = 0
+    text_only: bool = False
+    loss_on_prompt: bool = False
+
+    def __call__(self, items: Sequence[tuple[int, Sample]]) -> dict[str, Any]:
+        """Return tensors under the names of the model's arguments, `labels` among them."""
+        samples = [sample for _, sample in items]
+        extra: dict[str, Any] = {}
+        if self.windows and self.compression != "off":
+            numbers = " ".join(str(number) for number, _ in items)
+            extra["window"] = random.Random(f"{self.seed} {numbers}").choice(self.windows)
+        if self.compression != "conditional":
+            extra["compression"] = self.compression
+        media: dict[str, Any] = {}
+        videos = [video for sample in samples for video in sample.videos]
+        images = [image for sample in samples for image in sample.images]
+        features: dict[str, Any] = {}
+        if images and not self.text_only:
+            media["images"] = images
+        if videos and not self.text_only:
+            if self.store is None:
+                media |= {"videos": videos, "num_frames": self.num_frames}
+            else:
+                media["video_num_frames"] = self.store.counts(videos)
+                features["video_values"] = self.store.read(videos, "values").float()
+                if self.compression == "conditional" and "keys" in self.store.key:
+                    features["video_keys"] = self.store.read(videos, "keys").float()
+        conversations: list[list[dict[str, Any]]] = [self.conversation(sample) for sample in samples]
+        batch = self.processor.apply_chat_template(
+            conversations, tokenize=True, return_labels=True, **extra, **media
+        )
+        assert not isinstance(batch, str | list)
+        data: dict[str, Any] = {**batch, **features, **({} if self.text_only else extra)}
+        if self.text_only:
+            data.pop("instruction_input_ids", None)
+        if self.loss_on_prompt:
+            ids = data["input_ids"]
+            is_text = data["attention_mask"].bool()
+            is_text &= (ids != self.processor.video_token_id) & (ids != self.processor.image_token_id)
+            data["labels"] = ids.masked_fill(~is_text, -100)
+        return data
+
+    def conversation(self, sample: Sample) -> list[dict[str, Any]]:
+        """Return the messages of a sample, answer included, with the processor's own placeholders."""
+        tokens = {"video": self.processor.video_token, "image": self.processor.image_token}
+        messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
+        return [{"role": m["role"], "content": self._place(m["content"], tokens)} for m in messages]
+
+    def _place(self, text: str, tokens: dict[str, str]) -> str:
+        for name, placeholder in PLACEHOLDERS.items():
+            text = text.replace(placeholder, "" if self.text_only else tokens[name])
+        return text.strip()

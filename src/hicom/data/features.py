@@ -1,0 +1,223 @@
+"""The frozen vision tower's features of every training video, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..model.modeling import HIComForConditionalGeneration
+from ..model.processing import HIComProcessor
+from ..video import VideoError
+
+logger = logging.getLogger(__name__)
+
+OnBadVideo = Literal["stop", "skip"]
+"""What an unreadable video does: it stops the run, or all its samples are left out, counted and named in a warning."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the frames of one video lie in a store."""
+
+    start: int
+    num_frames: int
+
+
+class FeatureStore:
+    """Features of many videos in one growing file, read through a memory map.
+
+    The folder holds `key.json` (what the features depend on), `values.bin` and `keys.bin` (float16, frame after frame)
+    and `index.jsonl`, one line a video, written after its features: what an interrupted run left beyond the last line
+    is overwritten.
+
+    Attributes:
+        errors: videos that could not be read, with the reason.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key: dict[str, Any] = json.loads((folder / "key.json").read_text("utf-8"))
+        self.places: dict[str, Place] = {}
+        self.errors: dict[str, str] = {}
+        self.num_frames = 0
+        self._stamps: dict[str, list[int]] = {}
+        self._maps: dict[str, np.ndarray] = {}
+        for entry in read_index(folder / "index.jsonl"):
+            self._enter(entry)
+
+    def __contains__(self, video: Path) -> bool:
+        name = str(video.resolve())
+        return name in self.places and self._stamps[name] == stamp(video)
+
+    def read(self, videos: Iterable[Path], name: Literal["values", "keys"]) -> Tensor:
+        """Return `float16[F, h, w, D]`, the features of `videos`, one video after the other."""
+        if name not in self._maps:
+            shape = (self.num_frames, *self.key[name])
+            self._maps[name] = np.memmap(self.folder / f"{name}.bin", np.float16, "r", shape=shape)
+        places = [self.places[str(video.resolve())] for video in videos]
+        return torch.from_numpy(np.concatenate([self._maps[name][p.start : p.start + p.num_frames] for p in places]))
+
+    def counts(self, videos: Iterable[Path]) -> list[int]:
+        """Return the number of frames of every video."""
+        return [self.places[str(video.resolve())].num_frames for video in videos]
+
+    def _enter(self, entry: dict[str, Any]) -> None:
+        name = entry["video"]
+        self._stamps[name] = entry["stamp"]
+        if "error" in entry:
+            self.errors[name] = entry["error"]
+            self.places.pop(name, None)
+            return
+        self.errors.pop(name, None)
+        self.places[name] = Place(entry["start"], entry["num_frames"])
+        self.num_frames = entry["start"] + entry["num_frames"]
+
+    def append(self, video: Path, features: dict[str, np.ndarray] | str) -> None:
+        """Add the features of one video, or the reason why it has none."""
+        entry: dict[str, Any] = {"video": str(video.resolve()), "stamp": stamp(video)}
+        if isinstance(features, str):
+            entry["error"] = features
+        else:
+            entry |= {"start": self.num_frames, "num_frames": len(features["values"])}
+            for name, array in features.items():
+                with (self.folder / f"{name}.bin").open("r+b") as file:
+                    file.seek(self.num_frames * int(np.prod(self.key[name])) * 2)
+                    file.write(array.tobytes())
+        with (self.folder / "index.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._enter(entry)
+        self._maps.clear()
+
+
+def stamp(video: Path) -> list[int]:
+    """Return what tells that a file is still the one that was read: its size and time of change."""
+    if not video.is_file():
+        return [0, 0]
+    status = video.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def read_index(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the entries of an index; a last line that was cut off is removed from the file."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    for line in whole.splitlines():
+        yield json.loads(line)
+
+
+def feature_key(model: HIComForConditionalGeneration, processor: HIComProcessor, num_frames: int) -> dict[str, Any]:
+    """Return all that the features of a video depend on beside its file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    config, grid = model.config, model.config.grid_size
+    key = {
+        "tower": digest.hexdigest(),
+        "layer": config.vision_feature_layer,
+        "num_frames": num_frames,
+        "image_size": processor.image_size,
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        "dtype": "float16",
+        "values": [grid, grid, config.vision_config.hidden_size],
+    }
+    return key | ({"keys": [grid, grid, config.instruction_dim]} if config.is_conditional else {})
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the system gives back even after `kill -9`; wait for another holder."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@torch.no_grad()
+def cache_features(
+    model: HIComForConditionalGeneration,
+    processor: HIComProcessor,
+    videos: Iterable[Path],
+    folder: Path,
+    *,
+    num_frames: int,
+    on_bad_video: OnBadVideo = "stop",
+    batch_frames: int = 256,
+) -> FeatureStore:
+    """Return a store with the features of `videos`; those that it lacks are computed, also after an interruption.
+
+    Args:
+        model: its vision tower is used as it is.
+        processor: the model's.
+        videos: files; each counts once.
+        folder: holds one store for every tower and frame choice.
+        num_frames: frames of every video, spread evenly.
+        on_bad_video: `stop` or `skip`.
+        batch_frames: about how many frames the tower takes at once.
+
+    Raises:
+        ValueError: a video cannot be read and `on_bad_video` is `stop`, or features exceed float16.
+    """
+    key = feature_key(model, processor, num_frames)
+    text = json.dumps(key, indent=1)
+    place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place / "lock"):
+        if not (place / "key.json").exists():
+            for name in ("values", "keys"):
+                (place / f"{name}.bin").touch()
+            (place / "key.json").write_text(text, "utf-8")
+        store = FeatureStore(place)
+        wanted = list(dict.fromkeys(videos))
+        missing = [video for video in wanted if video not in store]
+        waiting: list[tuple[Path, Tensor]] = []
+        for video in tqdm(missing, desc="vision features", unit="video", mininterval=5, disable=not missing):
+            try:
+                frames = processor.read_video(video, num_frames=num_frames).frames
+            except VideoError as error:
+                if on_bad_video == "stop":
+                    raise ValueError(f"{error}; repair the file, or train with on_bad_video='skip'") from error
+                store.append(video, str(error))
+                continue
+            waiting.append((video, processor.pixel_values(frames)))
+            if sum(len(pixels) for _, pixels in waiting) >= batch_frames:
+                encode(model, store, waiting)
+        encode(model, store, waiting)
+    bad = [video for video in wanted if str(video.resolve()) in store.errors]
+    if bad:
+        reasons = "; ".join(store.errors[str(video.resolve())] for video in bad[:5])
+        logger.warning("%d of %d videos cannot be read and are left out: %s", len(bad), len(wanted), reasons)
+    return store
+
+
+def encode(model: HIComForConditionalGeneration, store: FeatureStore, waiting: list[tuple[Path, Tensor]]) -> None:
+    """Add the features of the waiting videos to the store."""
+    if not waiting:
+        return
+    counts = [len(pixels) for _, pixels in waiting]
+    features = model.encode_frames(torch.cat([pixels for _, pixels in waiting]).to(model.device))
+    arrays: dict[str, Any] = {"values": features.values}
+    if features.keys is not None:
+        arrays["keys"] = features.keys
+    parts = {name: x.to("cpu", torch.float16).split(counts) for name, x in arrays.items()}
+    for i, (video, _) in enumerate(waiting):
+        if not all(bool(x[i].isfinite().all()) for x in parts.values()):
+            raise ValueError(f"the features of {video} exceed float16; train from pixels (cache=None)")
+        store.append(video, {name: x[i].numpy() for name, x in parts.items()})
+    waiting.clear()

@@ -1,0 +1,517 @@
+"""Ask questions about videos: encode a video once, ask many times (the one path to `generate`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TextIteratorStreamer
+
+from .model.compressor import CompressorOutput
+from .model.convert import is_official, load_official, read_json, resolve_folder, weight_files
+from .model.instruction import extract_instruction
+from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
+from .model.ops import Window
+from .model.processing import HIComProcessor, official_processor
+from .video import VideoInfo
+
+# Frames that the vision tower takes at once: bounds its memory, and is large enough to keep it busy.
+FRAMES_PER_PASS = 32
+
+
+@dataclass
+class EncodedVideo:
+    """A video as the compressor needs it, whatever will be asked.
+
+    Attributes:
+        features: patch features of the chosen frames.
+        timestamps_s: presentation times of the frames in seconds, `float64[T]`.
+        info: what the file says of itself.
+        timings: seconds spent, by part.
+    """
+
+    features: VisionFeatures
+    timestamps_s: np.ndarray
+    info: VideoInfo
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that were encoded."""
+        return len(self.features.values)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of all frames: the visual tokens that a model without compression would spend."""
+        return int(np.prod(self.features.values.shape[:3]))
+
+
+class Answer(str):
+    """An answer: a string that also knows what it cost.
+
+    Attributes:
+        num_visual_tokens: visual tokens that the LLM read.
+        num_uncompressed_tokens: what it would have read without compression.
+        instruction: what steered the compressor.
+        window: (T, H, W) of the local branch in force; None without one.
+        timings: seconds by part: `decode`, `vision encoder`, `compressor` (with the instruction encoder) and `LLM`. Of a
+            batch of questions the last two are the whole batch's.
+    """
+
+    num_visual_tokens: int
+    num_uncompressed_tokens: int
+    instruction: str
+    window: Window | None
+    timings: dict[str, float]
+
+    @property
+    def text(self) -> str:
+        """The answer as a plain string."""
+        return str.__str__(self)
+
+
+@dataclass
+class _Prompt:
+    """Prompts ready for the LLM, and what they cost."""
+
+    inputs_embeds: Tensor
+    attention_mask: Tensor
+    instructions: list[str]
+    num_visual_tokens: list[int]
+    num_uncompressed_tokens: int
+    window: Window | None
+    timings: dict[str, float]
+
+
+class VideoChat:
+    """A model and its processor, ready to be asked.
+
+    Args:
+        model: the model; it is put into evaluation mode.
+        processor: its processor.
+    """
+
+    def __init__(self, model: HIComForConditionalGeneration, processor: HIComProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        if model.generation_config.eos_token_id is None:
+            model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        if model.generation_config.pad_token_id is None:
+            model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path = "hicom-tiny", *, device: str | None = None, dtype: str | torch.dtype | None = None, **kwargs: Any
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            name: a folder, a hub id, or the name of an embedded model (`hicom-tiny`). Checkpoints in the layout of the
+                official release load directly.
+            device: where to compute; None: a GPU if there is one, else the CPU.
+            dtype: precision to compute in; None: as stored on a GPU, float32 on a CPU, where 16 bit is slow.
+            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`.
+
+        Raises:
+            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them.
+        """
+        folder = find_model(name)
+        weight_files(folder)
+        if device is None and "device_map" not in kwargs:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if isinstance(dtype, str):
+            if not isinstance(getattr(torch, dtype, None), torch.dtype):
+                raise ValueError(f"dtype={dtype!r} is not a precision of torch; try float32, bfloat16 or float16")
+            dtype = getattr(torch, dtype)
+        if dtype is None and device == "cpu":
+            dtype = torch.float32
+        if is_official(folder):
+            model = load_official(folder, dtype=dtype)  # type: ignore[arg-type]
+            processor = official_processor(folder, model)
+            if processor is None:
+                raise ValueError(
+                    f"{name}: tokenizers are missing, so no question can be asked; put the LLM's tokenizer into the folder "
+                    f"and the vision tower's folder, with its tokenizer, beside it"
+                )
+        else:
+            if read_json(folder / "config.json").get("model_type") != "hicom":
+                raise ValueError(f"{name}: not a HICom checkpoint (model_type in config.json is not 'hicom')")
+            missing = [f for f in ("processor_config.json", "tokenizer_config.json") if not (folder / f).is_file()]
+            if missing:
+                raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
+            model = HIComForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto", **kwargs)
+            processor = HIComProcessor.from_pretrained(folder)
+        if device is not None:
+            model = model.to(device)  # type: ignore[arg-type]
+        return cls(model, processor)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        source: Any,
+        *,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        timestamps_s: Sequence[float] | None = None,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        max_frames: int | None = None,
+    ) -> EncodedVideo:
+        """Decode a video and run the vision encoder over it, once for all questions.
+
+        Args:
+            source: anything `hicom.read_frames` reads.
+            num_frames: frames chosen uniformly; default the processor's. The other arguments as in `read_frames`.
+            fps: frames a second instead.
+            timestamps_s: explicit times instead, in seconds.
+            start_s: start of the part that counts, in seconds.
+            end_s: its end.
+            max_frames: upper limit with `fps`.
+
+        Raises:
+            ValueError: the video cannot be read (`VideoError`) or a choice is impossible.
+        """
+        timings: dict[str, float] = {}
+        with _timed(timings, "decode"):
+            video = self.processor.read_video(
+                source,
+                num_frames=num_frames,
+                fps=fps,
+                timestamps_s=timestamps_s,
+                start_s=start_s,
+                end_s=end_s,
+                max_frames=max_frames,
+            )
+        with _timed(timings, "vision encoder", self.model.device):
+            parts = []
+            for first in range(0, len(video.frames), FRAMES_PER_PASS):
+                pixels = self.processor.pixel_values(video.frames[first : first + FRAMES_PER_PASS])
+                parts.append(self.model.encode_frames(pixels.to(self.model.device)))
+            keys = [part.keys for part in parts if part.keys is not None]
+            features = VisionFeatures(torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None)
+        return EncodedVideo(features, video.timestamps_s, video.info, timings)
+
+    @overload
+    def ask(self, video: Any, question: str, **kwargs: Any) -> Answer: ...
+    @overload
+    def ask(self, video: Any, question: Sequence[str], **kwargs: Any) -> list[Answer]: ...
+    def ask(
+        self,
+        video: Any,
+        question: str | Sequence[str],
+        *,
+        instruction: str | None = None,
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> Answer | list[Answer]:
+        """Answer one question, or many in one batch.
+
+        Args:
+            video: an `EncodedVideo`, a list of them (all go into the prompt, in order), or a source to encode first.
+            question: one question or several; each steers the compression of its own prompt.
+            instruction: what steers the compressor in place of the question.
+            window: (T, H, W) of the local branch in place of the model's.
+            max_visual_tokens: budget a video that picks the window instead.
+            max_new_tokens: longest answer.
+            **kwargs: arguments of `generate`, for example `do_sample=True, temperature=0.7` or `num_beams=3`.
+
+        Raises:
+            ValueError: a question is empty, the budget is too small, or the video cannot be read.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        conversations = [[{"role": "user", "content": text}] for text in questions]
+        answers = self._answer(
+            conversations, video, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+        )
+        return answers[0] if isinstance(question, str) else answers
+
+    def stream(
+        self,
+        video: Any,
+        question: str,
+        *,
+        instruction: str | None = None,
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        """Yield the answer piece by piece; together the pieces are what `ask` returns. Arguments as in `ask`."""
+        conversation = [{"role": "user", "content": question}]
+        yield from self._stream(
+            conversation, video, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+        )
+
+    def conversation(self, video: Any) -> Conversation:
+        """Start a conversation of many turns about a video; arguments as in `ask`."""
+        return Conversation(self, self._encoded(video))
+
+    @torch.inference_mode()
+    def attention(
+        self, video: EncodedVideo, question: str, *, instruction: str | None = None, window: Window | None = None
+    ) -> CompressorOutput:
+        """Return the visual tokens for a question together with the attention maps of both branches."""
+        text = _instruction([{"role": "user", "content": question}], instruction)
+        return self.model.model.compress(
+            video.features, [video.num_frames], *self._instruction_inputs([text]), window=window, return_attention=True
+        )
+
+    # The one generate path
+
+    def _encoded(self, video: Any) -> list[EncodedVideo]:
+        if isinstance(video, EncodedVideo):
+            return [video]
+        if isinstance(video, list) and video and all(isinstance(v, EncodedVideo) for v in video):
+            return video
+        return [self.encode(video)]
+
+    def _instruction_inputs(self, instructions: list[str]) -> tuple[Tensor | None, Tensor | None]:
+        """Return `int[V, L]` ids and mask on the model's device; None where the model takes none."""
+        if not self.model.config.is_conditional:
+            return None, None
+        ids, mask = self.processor.instruction_inputs(instructions)
+        return ids.to(self.model.device), None if mask is None else mask.to(self.model.device)
+
+    def _prompt(
+        self,
+        conversations: list[list[dict[str, str]]],
+        video: Any,
+        instruction: str | None,
+        window: Window | None,
+        max_visual_tokens: int | None,
+    ) -> _Prompt:
+        """Compress once a conversation and put the visual tokens into its prompt."""
+        instructions = [_instruction(conversation, instruction) for conversation in conversations]
+        videos = self._encoded(video)
+        timings: dict[str, float] = {}
+        for encoded in videos:
+            for part, seconds in encoded.timings.items():
+                timings[part] = timings.get(part, 0.0) + seconds
+        num_frames = [encoded.num_frames for encoded in videos]
+        if max_visual_tokens is not None:
+            if window is not None:
+                raise ValueError("window and max_visual_tokens both choose the window; pass one of them")
+            window = self.processor.choose_window(max(num_frames), max_visual_tokens)
+        model, device = self.model.model, self.model.device
+        with _timed(timings, "compressor", device):
+            features = VisionFeatures(
+                torch.cat([v.features.values for v in videos]),
+                None if videos[0].features.keys is None else torch.cat([v.features.keys for v in videos]),  # type: ignore[misc]
+            )
+            tokens: list[Tensor] = []
+            counts = []
+            # One question at a time: a batch would copy the features, which are far larger than the tokens.
+            for text in instructions:
+                inputs = self._instruction_inputs([text] * len(videos))
+                output = model.compress(features, num_frames, *inputs, window=window)
+                tokens.extend(output.tokens)
+                counts.append(sum(len(x) for x in output.tokens))
+        media = [{"type": "video"}] * len(videos)
+        rendered = []
+        for conversation in conversations:
+            first, *rest = conversation
+            content = [*media, {"type": "text", "text": first["content"]}]
+            rendered.append([{"role": first["role"], "content": content}, *rest])
+        batch = self.processor.apply_chat_template(
+            rendered,
+            tokenize=True,
+            add_generation_prompt=True,
+            instruction=instructions,
+            video_num_frames=num_frames * len(conversations),
+            window=window,
+        )
+        input_ids = batch["input_ids"].to(device)  # type: ignore[index]
+        embeddings = place_tokens(
+            model.get_input_embeddings()(input_ids), input_ids, model.config.video_token_id, tuple(tokens), "video"
+        )
+        return _Prompt(
+            embeddings,
+            batch["attention_mask"].to(device),  # type: ignore[index]
+            instructions,
+            counts,
+            sum(encoded.num_patches for encoded in videos),
+            window or self.model.config.window,
+            timings,
+        )
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        conversations: list[list[dict[str, str]]],
+        video: Any,
+        instruction: str | None,
+        window: Window | None,
+        max_visual_tokens: int | None,
+        **kwargs: Any,
+    ) -> list[Answer]:
+        prompt = self._prompt(conversations, video, instruction, window, max_visual_tokens)
+        with _timed(prompt.timings, "LLM", self.model.device):
+            ids = self.model.generate(
+                inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **_sampling(kwargs)
+            )
+        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [
+            _make_answer(text, prompt, i) for i, text in enumerate(texts[:: max(1, len(texts) // len(conversations))])
+        ]
+
+    def _stream(
+        self,
+        conversation: list[dict[str, str]],
+        video: Any,
+        instruction: str | None,
+        window: Window | None,
+        max_visual_tokens: int | None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        with torch.inference_mode():
+            prompt = self._prompt([conversation], video, instruction, window, max_visual_tokens)
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with torch.inference_mode():
+                    self.model.generate(
+                        inputs_embeds=prompt.inputs_embeds,
+                        attention_mask=prompt.attention_mask,
+                        streamer=streamer,
+                        **_sampling(kwargs),
+                    )
+            except BaseException as error:
+                # Raised again in the caller's thread, which waits for the streamer.
+                errors.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        # `ask` strips white space around the answer, so pieces hold white space back until text follows it.
+        started, held = False, ""
+        for piece in streamer:
+            piece = held + piece if started else piece.lstrip()
+            held = piece[len(piece.rstrip()) :]
+            piece = piece.rstrip()
+            if piece:
+                started = True
+                yield piece
+        thread.join()
+        if errors:
+            raise errors[0]
+
+
+class Conversation:
+    """Many turns about the same videos. Every new question compresses them anew, from the features kept.
+
+    Attributes:
+        messages: the turns so far, `{"role": "user" | "assistant", "content": text}`.
+    """
+
+    def __init__(self, chat: VideoChat, videos: list[EncodedVideo]) -> None:
+        self.chat = chat
+        self.videos = videos
+        self.messages: list[dict[str, str]] = []
+
+    def ask(
+        self,
+        question: str,
+        *,
+        instruction: str | None = None,
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> Answer:
+        """Answer the next question; arguments as in `VideoChat.ask`. A question that fails leaves no trace."""
+        turn = {"role": "user", "content": question}
+        messages = [*self.messages, turn]
+        answer = self.chat._answer(
+            [messages], self.videos, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+        )[0]
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        return answer
+
+    def stream(
+        self,
+        question: str,
+        *,
+        instruction: str | None = None,
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        """Yield the next answer piece by piece; it joins the conversation once it is complete."""
+        messages = [*self.messages, {"role": "user", "content": question}]
+        pieces = []
+        for piece in self.chat._stream(
+            messages, self.videos, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+        ):
+            pieces.append(piece)
+            yield piece
+        self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def find_model(name: str | Path) -> Path:
+    """Return the folder of a model: an embedded one by name, a local folder, or a download from the hub.
+
+    Raises:
+        ValueError: there is none.
+    """
+    embedded = Path(str(files("hicom"))) / "assets"
+    if str(name) in embedded_models():
+        return embedded / str(name)
+    try:
+        return resolve_folder(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; embedded models: {', '.join(embedded_models()) or 'none'}") from None
+
+
+def embedded_models() -> list[str]:
+    """Return the names of the models inside this package."""
+    folder = Path(str(files("hicom"))) / "assets"
+    return sorted(path.parent.name for path in folder.glob("*/config.json"))
+
+
+def _instruction(conversation: list[dict[str, str]], instruction: str | None) -> str:
+    """Return what steers the compressor: `instruction`, or that of the last user turn."""
+    question = next(m["content"] for m in reversed(conversation) if m["role"] == "user")
+    if not question.strip():
+        raise ValueError("the question is empty; ask something about the video")
+    if instruction is not None and not instruction.strip():
+        raise ValueError("the instruction is empty; leave it out to use the question")
+    return extract_instruction(question) if instruction is None else instruction
+
+
+def _make_answer(text: str, prompt: _Prompt, number: int) -> Answer:
+    answer = Answer(text.strip())
+    answer.num_visual_tokens = prompt.num_visual_tokens[number]
+    answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens
+    answer.instruction = prompt.instructions[number]
+    answer.window = prompt.window
+    answer.timings = dict(prompt.timings)
+    return answer
+
+
+def _sampling(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of `generate`; greedy unless asked otherwise, whatever a checkpoint's defaults are."""
+    return {"do_sample": False} | kwargs
+
+
+@contextmanager
+def _timed(timings: dict[str, float], part: str, device: torch.device | None = None) -> Iterator[None]:
+    """Add the seconds that a block takes to `timings[part]`, waiting for a GPU to finish it."""
+    start = time.perf_counter()
+    yield
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    timings[part] = timings.get(part, 0.0) + time.perf_counter() - start

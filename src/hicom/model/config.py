@@ -1,0 +1,133 @@
+"""The configuration of a HICom model: two towers, an LLM and a compressor between them."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .compressor import Dialect, Injection
+from .ops import check_window
+
+# What transformers itself passes to a configuration beside its declared fields.
+_HUGGING_FACE_KEYS = {
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+    "_commit_hash",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+@strict
+class HIComConfig(PreTrainedConfig):
+    """Configuration of `HIComModel` and `HIComForConditionalGeneration`.
+
+    Args:
+        vision_config: vision tower: SigLIP, SigLIP2 or CLIP.
+        instruction_config: text tower of the same dual encoder, which embeds the instruction.
+        text_config: the LLM; any decoder that `AutoModelForCausalLM` knows.
+        compressor: `hicom`, the paper's, or the name of a baseline (`hicom.model.baselines.COMPRESSORS`).
+        compressor_options: keyword arguments of a baseline.
+        dialect: `paper` or `release` (`docs/paper_to_code.md`).
+        window: (T, H, W) of the local branch in frames and patches; None leaves the branch out.
+        num_global_tokens: tokens of the global branch; 0 leaves it out.
+        local_injection: `direct`, `coarse`, `fine` or `none`.
+        global_injection: likewise.
+        local_gates: learnt gates of the local branch, a subset of "qkvg"; released checkpoints may have them.
+        global_gates: learnt gates of the global branch, "" or "g".
+        local_logit_scale: cosine similarity with a learnt temperature in the local branch.
+        global_logit_scale: likewise in the global branch.
+        vision_feature_layer: hidden state of the vision tower that is compressed.
+        image_token_id: placeholder of an image in the LLM's vocabulary.
+        video_token_id: placeholder of a video.
+        tie_word_embeddings: whether the LLM's output matrix is its input embedding.
+
+    Raises:
+        ValueError: a key is unknown (the nearest known one is named) or a value is impossible.
+    """
+
+    model_type = "hicom"
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
+        "instruction_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_text_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    instruction_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    compressor: str = "hicom"
+    compressor_options: dict[str, Any] | None = None
+    dialect: Dialect = "paper"
+    window: list[int] | tuple[int, ...] | None = (4, 3, 3)
+    num_global_tokens: int = 32
+    local_injection: Injection = "direct"
+    global_injection: Injection = "coarse"
+    local_gates: str = ""
+    global_gates: str = ""
+    local_logit_scale: bool = False
+    global_logit_scale: bool = False
+    vision_feature_layer: int = -2
+    image_token_id: int | None = None
+    video_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check what the type annotations cannot."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for key in kwargs:
+            if key not in _HUGGING_FACE_KEYS and not key.startswith("_"):
+                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+                raise ValueError(f"unknown configuration key {key!r} of a HICom model{hint}")
+        if self.window is not None:
+            self.window = check_window(self.window)
+        super().__post_init__(**kwargs)
+        # The LLM's own setting wins: checkpoints of small LLMs say it there only.
+        if self.text_config.tie_word_embeddings:
+            self.tie_word_embeddings = True
+        if not isinstance(self.vision_config, SiglipVisionConfig | Siglip2VisionConfig | CLIPVisionConfig):
+            raise ValueError(
+                f"vision_config is a {type(self.vision_config).__name__}; the vision tower must be SigLIP, SigLIP2 or CLIP"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the frames that the vision tower takes, in pixels."""
+        if isinstance(self.vision_config, Siglip2VisionConfig):
+            return int(self.vision_config.num_patches**0.5) * int(self.vision_config.patch_size)
+        return int(self.vision_config.image_size)
+
+    @property
+    def grid_size(self) -> int:
+        """Height and width of the patch grid of one frame."""
+        return self.image_size // int(self.vision_config.patch_size)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether an instruction steers the compressor."""
+        local = self.window is not None and self.local_injection != "none"
+        global_ = self.num_global_tokens > 0 and self.global_injection != "none"
+        return self.compressor == "hicom" and (local or global_)
+
+    @property
+    def instruction_dim(self) -> int:
+        """Width K of keys and instruction."""
+        name = "projection_dim" if isinstance(self.vision_config, CLIPVisionConfig) else "projection_size"
+        return int(getattr(self.instruction_config, name))
+
+    @property
+    def max_instruction_length(self) -> int:
+        """Longest instruction that the text tower takes, in its own tokens."""
+        return int(self.instruction_config.max_position_embeddings)

@@ -1,0 +1,632 @@
+"""The Hugging Face model around the compressor: vision tower, instruction encoder, compressor, LLM.
+
+Legend: B prompts, V videos, I images, F packed frames (of all videos, one after the other), h w patch grid of a frame,
+S frame size in pixels, D vision width, K width of keys and instruction, L instruction length, N visual tokens of one
+video or image, C LLM width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    GenerationMixin,
+    PreTrainedModel,
+    Siglip2TextConfig,
+    Siglip2TextModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from .compressor import Compression, CompressorOutput, HybridCompressor
+from .config import HIComConfig
+from .ops import Window
+
+TOWERS: dict[type, type[PreTrainedModel]] = {
+    SiglipVisionConfig: SiglipVisionModel,
+    SiglipTextConfig: SiglipTextModel,
+    Siglip2VisionConfig: Siglip2VisionModel,
+    Siglip2TextConfig: Siglip2TextModel,
+    CLIPVisionConfig: CLIPVisionModelWithProjection,
+    CLIPTextConfig: CLIPTextModelWithProjection,
+}
+
+MEDIA_ARGUMENTS = (
+    "pixel_values",
+    "image_instruction_input_ids",
+    "image_instruction_attention_mask",
+    "pixel_values_videos",
+    "video_num_frames",
+    "instruction_input_ids",
+    "instruction_attention_mask",
+    "video_values",
+    "video_keys",
+    "window",
+    "compression",
+)
+
+
+@dataclass
+class VisionFeatures:
+    """Patch features of frames, all that the compressor needs of them for any question.
+
+    Attributes:
+        values: `float[F, h, w, D]`, the hidden state that becomes visual tokens.
+        keys: `float[F, h, w, K]`, the same patches in the text space of the dual encoder; None without a need.
+    """
+
+    values: Tensor
+    keys: Tensor | None
+
+
+class HIComPreTrainedModel(PreTrainedModel):
+    """What both HICom models share with the Hugging Face library."""
+
+    config: HIComConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    _no_split_modules = ["HybridCompressor", "SiglipEncoderLayer", "Siglip2EncoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # A compressor initialises itself, and only as a whole: never over weights that were just loaded.
+        loaded = any(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters())
+        if isinstance(module, HybridCompressor) and not loaded:
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint as `transformers` does, but strictly.
+
+        Raises:
+            ValueError: tensors are missing, unexpected or of another shape; all are named.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            # Otherwise transformers raises at the first kind of problem; this way all are named at once.
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+        problems = {
+            "missing": sorted(info["missing_keys"]),
+            "unexpected": sorted(info["unexpected_keys"]),
+            "of another shape": [f"{key} {tuple(found)} (expected {tuple(wanted)})" for key, found, wanted in sorted(info["mismatched_keys"])],
+        }
+        raise_on_problems(str(pretrained_model_name_or_path), problems)
+        return (model, info) if wants_info else model
+
+
+def raise_on_problems(name: str, problems: dict[str, list[str]]) -> None:
+    """Raise a ValueError that names every tensor of `problems` (kind -> names), if there is any."""
+    parts = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if parts:
+        raise ValueError(f"the checkpoint {name} does not fit the model: tensors {'; '.join(parts)}")
+
+
+class HIComModel(HIComPreTrainedModel):
+    """Vision tower, instruction encoder, compressor and LLM without its output matrix."""
+
+    def __init__(self, config: HIComConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = TOWERS[type(config.vision_config)]._from_config(config.vision_config)
+        # Without an instruction to embed there is no instruction encoder: unguided checkpoints have none.
+        self.instruction_encoder = (
+            TOWERS[type(config.instruction_config)]._from_config(config.instruction_config)
+            if config.is_conditional
+            else None
+        )
+        dims = {"dim": config.vision_config.hidden_size, "out_dim": config.text_config.hidden_size}
+        if config.compressor == "hicom":
+            self.compressor: Any = HybridCompressor(
+                **dims,
+                instruction_dim=config.instruction_dim if config.is_conditional else None,
+                window=config.window,
+                num_global_tokens=config.num_global_tokens,
+                local_injection=config.local_injection,
+                global_injection=config.global_injection,
+                dialect=config.dialect,
+                local_gates=config.local_gates,
+                global_gates=config.global_gates,
+                local_logit_scale=config.local_logit_scale,
+                global_logit_scale=config.global_logit_scale,
+            )
+        else:
+            from .baselines import build_compressor
+
+            self.compressor = build_compressor(config.compressor, **dims, **(config.compressor_options or {}))
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def token_count(self, num_frames: int, window: Window | None = None, compression: Compression = "conditional") -> int:
+        """Return the visual tokens of a video of `num_frames` frames (an image is one frame)."""
+        grid = self.config.grid_size
+        kwargs = {"compression": compression} if isinstance(self.compressor, HybridCompressor) else {}
+        return int(self.compressor.token_count(num_frames, grid, grid, window, **kwargs))
+
+    def encode_frames(self, pixel_values: Tensor) -> VisionFeatures:
+        """Run the vision tower over frames; the result serves every question about them.
+
+        Values are a hidden state of the tower, keys its last hidden state in the text space: through the residual MLP
+        of SigLIP's attention-pool head (without the attention), or through CLIP's projection.
+
+        Args:
+            pixel_values: `float[F, 3, S, S]`, normalised.
+
+        Raises:
+            ValueError: the frames do not have the size that the tower takes.
+        """
+        config, tower = self.config.vision_config, self.vision_tower
+        size = self.config.image_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (size, size):
+            raise ValueError(f"frames must be float[F, 3, {size}, {size}], got {tuple(pixel_values.shape)}")
+        pixel_values = pixel_values.to(tower.dtype)
+        if isinstance(config, Siglip2VisionConfig):
+            grid = self.config.grid_size
+            patches = rearrange(pixel_values, "f c (h p) (w q) -> f (h w) (p q c)", h=grid, w=grid)
+            mask = torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device)
+            shapes = torch.full((len(patches), 2), grid, device=patches.device)
+            output = tower(
+                pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes, output_hidden_states=True
+            )
+        else:
+            output = tower(pixel_values=pixel_values, output_hidden_states=True)
+        values, keys = output.hidden_states[self.config.vision_feature_layer], None
+        if isinstance(config, CLIPVisionConfig):
+            values = values[:, 1:]
+        if self.config.is_conditional:
+            last = output.last_hidden_state
+            if isinstance(config, CLIPVisionConfig):
+                # The release projects patches without the layer norm that CLIP puts before its projection.
+                last = last if self.config.dialect == "release" else tower.vision_model.post_layernorm(last)
+                keys = tower.visual_projection(last[:, 1:])
+            else:
+                keys = last + tower.head.mlp(tower.head.layernorm(last))
+        height = self.config.grid_size
+        return VisionFeatures(
+            rearrange(values, "f (h w) d -> f h w d", h=height),
+            None if keys is None else rearrange(keys, "f (h w) d -> f h w d", h=height),
+        )
+
+    def encode_instruction(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Embed instructions.
+
+        Args:
+            input_ids: `int[V, L]`, tokens of the instruction encoder's own tokenizer.
+            attention_mask: `int[V, L]` or None. SigLIP was trained without a mask, on padding to full length.
+
+        Returns:
+            The pooled embedding `float[V, K]`, and `float[V, L, K]` of every token where fine injection needs it.
+        """
+        limit = self.config.max_instruction_length
+        if input_ids.shape[-1] > limit:
+            raise ValueError(
+                f"instructions of {input_ids.shape[-1]} tokens exceed the {limit} of the instruction encoder; truncate"
+            )
+        encoder = self.instruction_encoder
+        if encoder is None:
+            raise ValueError("no instruction steers this model's compressor, so it has no instruction encoder")
+        output = encoder(input_ids=input_ids, attention_mask=attention_mask)
+        is_clip = isinstance(self.config.instruction_config, CLIPTextConfig)
+        tokens = None
+        if self.compressor.needs_instruction_tokens:
+            tokens = (encoder.text_projection if is_clip else encoder.head)(output.last_hidden_state)
+        return (output.text_embeds if is_clip else output.pooler_output), tokens
+
+    def compress(
+        self,
+        features: VisionFeatures,
+        num_frames: Sequence[int],
+        instruction_input_ids: Tensor | None = None,
+        instruction_attention_mask: Tensor | None = None,
+        window: Window | None = None,
+        compression: Compression = "conditional",
+        return_attention: bool = False,
+    ) -> CompressorOutput:
+        """Turn the features of videos into visual tokens, steered by one instruction a video.
+
+        Args:
+            features: of all frames, one video after the other.
+            num_frames: frames of every video.
+            instruction_input_ids: `int[V, L]`; None for models and modes that need none.
+            instruction_attention_mask: `int[V, L]` or None.
+            window: (T, H, W) in place of the model's.
+            compression: `conditional`, `unguided` or `off`.
+            return_attention: also return attention maps.
+
+        Raises:
+            ValueError: the instruction is missing, or a mode does not exist for this compressor.
+        """
+        if not isinstance(self.compressor, HybridCompressor):
+            if compression != "conditional":
+                raise ValueError(f"compression={compression!r} exists for the hicom compressor only; leave it out")
+            return self.compressor(features.values, None, num_frames, window=window, return_attention=return_attention)  # type: ignore[no-any-return]
+        pooled = tokens = mask = None
+        if self.config.is_conditional and compression == "conditional":
+            if instruction_input_ids is None:
+                raise ValueError(
+                    "this model's compressor is steered by the instruction: pass instruction_input_ids "
+                    "(HIComProcessor makes them from the question), or compression='unguided'"
+                )
+            if len(instruction_input_ids) != len(num_frames):
+                raise ValueError(f"{len(instruction_input_ids)} instructions for {len(num_frames)} videos or images")
+            pooled, tokens = self.encode_instruction(instruction_input_ids, instruction_attention_mask)
+            mask = instruction_attention_mask
+        return self.compressor(  # type: ignore[no-any-return]
+            features.values,
+            features.keys,
+            num_frames,
+            pooled,
+            tokens,
+            mask,
+            window=window,
+            compression=compression,
+            return_attention=return_attention,
+        )
+
+    def get_video_features(
+        self,
+        pixel_values_videos: Tensor | None = None,
+        video_num_frames: Tensor | None = None,
+        instruction_input_ids: Tensor | None = None,
+        instruction_attention_mask: Tensor | None = None,
+        video_values: Tensor | None = None,
+        video_keys: Tensor | None = None,
+        window: Window | None = None,
+        compression: Compression = "conditional",
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Return the visual tokens of videos.
+
+        Args:
+            pixel_values_videos: `float[F, 3, S, S]`, frames of all videos, one video after the other.
+            video_num_frames: `int[V]`, frames of every video; None: all frames are one video.
+            instruction_input_ids: `int[V, L]`.
+            instruction_attention_mask: `int[V, L]` or None.
+            video_values: `float[F, h, w, D]`, features kept from `encode_frames`, in place of frames.
+            video_keys: `float[F, h, w, K]`, likewise.
+            window: (T, H, W) in place of the model's.
+            compression: `conditional`, `unguided` or `off`.
+            **kwargs: accepted because transformers adds `return_dict`.
+
+        Returns:
+            An output whose `pooler_output` is a tuple of `float[N_v, C]`, one a video.
+
+        Raises:
+            ValueError: neither or both of frames and features are given, or counts disagree.
+        """
+        if (pixel_values_videos is None) == (video_values is None):
+            raise ValueError("pass either pixel_values_videos (frames) or video_values (kept features)")
+        if pixel_values_videos is not None:
+            features = self.encode_frames(pixel_values_videos)
+        else:
+            assert video_values is not None
+            features = VisionFeatures(video_values, video_keys)
+        counts = [len(features.values)] if video_num_frames is None else [int(n) for n in video_num_frames]
+        output = self.compress(
+            features, counts, instruction_input_ids, instruction_attention_mask, window, compression
+        )
+        return BaseModelOutputWithPooling(pooler_output=output.tokens)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        instruction_input_ids: Tensor | None = None,
+        instruction_attention_mask: Tensor | None = None,
+        window: Window | None = None,
+        compression: Compression = "conditional",
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Return the visual tokens of images, each a video of one frame.
+
+        Args:
+            pixel_values: `float[I, 3, S, S]`.
+            instruction_input_ids: `int[I, L]`.
+            instruction_attention_mask: `int[I, L]` or None.
+            window: (T, H, W) in place of the model's.
+            compression: `conditional`, `unguided` or `off`.
+            **kwargs: accepted because transformers adds `return_dict`.
+
+        Returns:
+            An output whose `pooler_output` is a tuple of `float[N_i, C]`, one an image.
+        """
+        return self.get_video_features(
+            pixel_values_videos=pixel_values,
+            video_num_frames=torch.ones(len(pixel_values), dtype=torch.long),
+            instruction_input_ids=instruction_input_ids,
+            instruction_attention_mask=instruction_attention_mask,
+            window=window,
+            compression=compression,
+        )
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_instruction_input_ids: Tensor | None = None,
+        image_instruction_attention_mask: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_num_frames: Tensor | None = None,
+        instruction_input_ids: Tensor | None = None,
+        instruction_attention_mask: Tensor | None = None,
+        video_values: Tensor | None = None,
+        video_keys: Tensor | None = None,
+        window: Window | None = None,
+        compression: Compression | None = None,
+    ) -> Tensor:
+        """Return `float[B, sequence, C]`: text embeddings with visual tokens in the place of placeholders.
+
+        Raises:
+            ValueError: placeholders and visual tokens differ in number.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        mode = compression or "conditional"
+        if pixel_values is not None:
+            images = self.get_image_features(
+                pixel_values, image_instruction_input_ids, image_instruction_attention_mask, window, mode
+            )
+            embeddings = place_tokens(embeddings, input_ids, self.config.image_token_id, images.pooler_output, "image")
+        if pixel_values_videos is not None or video_values is not None:
+            videos = self.get_video_features(
+                pixel_values_videos,
+                video_num_frames,
+                instruction_input_ids,
+                instruction_attention_mask,
+                video_values,
+                video_keys,
+                window,
+                mode,
+            )
+            embeddings = place_tokens(embeddings, input_ids, self.config.video_token_id, videos.pooler_output, "video")
+        return embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_instruction_input_ids: Tensor | None = None,
+        image_instruction_attention_mask: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_num_frames: Tensor | None = None,
+        instruction_input_ids: Tensor | None = None,
+        instruction_attention_mask: Tensor | None = None,
+        video_values: Tensor | None = None,
+        video_keys: Tensor | None = None,
+        window: Window | None = None,
+        compression: Compression | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the LLM over text and visual tokens; arguments as in `HIComForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(
+                input_ids,
+                pixel_values,
+                image_instruction_input_ids,
+                image_instruction_attention_mask,
+                pixel_values_videos,
+                video_num_frames,
+                instruction_input_ids,
+                instruction_attention_mask,
+                video_values,
+                video_keys,
+                window,
+                compression,
+            )
+        return self.language_model(  # type: ignore[no-any-return]
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+def place_tokens(
+    embeddings: Tensor, input_ids: Tensor, token_id: int | None, tokens: tuple[Tensor, ...], kind: str
+) -> Tensor:
+    """Put visual tokens in the place of their placeholders, in reading order over the batch."""
+    if token_id is None:
+        raise ValueError(f"the configuration names no {kind}_token_id, so a {kind} has no place in a prompt")
+    mask = input_ids == token_id
+    found, needed = int(mask.sum()), sum(len(x) for x in tokens)
+    if found != needed:
+        raise ValueError(
+            f"the prompt has {found} {kind} placeholders, the {len(tokens)} {kind}s became {needed} visual tokens; "
+            "use HIComProcessor with the same frames and window, or expand placeholders by token_count"
+        )
+    packed = torch.cat(tokens).to(embeddings)
+    return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), packed)
+
+
+class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
+    """HICom with the LLM's output matrix: answers questions about videos, and is trained to."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: HIComConfig) -> None:
+        super().__init__(config)
+        self.model = HIComModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_official(cls, path: str, dtype: torch.dtype | None = None) -> Self:
+        """Load a checkpoint in the layout of the official release; see `hicom.model.convert.load_official`."""
+        from .convert import load_official
+
+        return load_official(path, dtype=dtype)  # type: ignore[return-value]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's embedding."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the LLM's output matrix."""
+        return self.lm_head
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return visual tokens of videos; see `HIComModel.get_video_features`."""
+        return self.model.get_video_features(*args, **kwargs)
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return visual tokens of images; see `HIComModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def encode_frames(self, pixel_values: Tensor) -> VisionFeatures:
+        """Run the vision tower; see `HIComModel.encode_frames`."""
+        return self.model.encode_frames(pixel_values)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_instruction_input_ids: Tensor | None = None,
+        image_instruction_attention_mask: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_num_frames: Tensor | None = None,
+        instruction_input_ids: Tensor | None = None,
+        instruction_attention_mask: Tensor | None = None,
+        video_values: Tensor | None = None,
+        video_keys: Tensor | None = None,
+        window: Window | None = None,
+        compression: Compression | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next tokens.
+
+        Args:
+            input_ids: `int[B, sequence]`, with one placeholder for every visual token.
+            attention_mask: `int[B, sequence]`; pad on the left to generate.
+            position_ids: `int[B, sequence]` or None.
+            past_key_values: the LLM's cache.
+            inputs_embeds: `float[B, sequence, C]` in place of `input_ids` and media.
+            labels: `int[B, sequence]`, -100 where there is no loss.
+            pixel_values: `float[I, 3, S, S]`, images in reading order over the batch.
+            image_instruction_input_ids: `int[I, L]`, the instruction of every image.
+            image_instruction_attention_mask: `int[I, L]` or None.
+            pixel_values_videos: `float[F, 3, S, S]`, frames of all videos in reading order over the batch.
+            video_num_frames: `int[V]`, frames of every video.
+            instruction_input_ids: `int[V, L]`, the instruction of every video.
+            instruction_attention_mask: `int[V, L]` or None.
+            video_values: `float[F, h, w, D]`, kept features (`encode_frames`) in place of `pixel_values_videos`.
+            video_keys: `float[F, h, w, K]`, likewise.
+            window: (T, H, W) of the local branch in place of the model's.
+            compression: `conditional` (None), `unguided` or `off`.
+            use_cache: whether to return the LLM's cache.
+            logits_to_keep: compute logits of the last so many places only; 0: of all.
+            **kwargs: passed on to the LLM and the loss.
+
+        Raises:
+            ValueError: media, instructions and placeholders disagree; both numbers are named.
+        """
+        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_instruction_input_ids=image_instruction_input_ids,
+            image_instruction_attention_mask=image_instruction_attention_mask,
+            pixel_values_videos=pixel_values_videos,
+            video_num_frames=video_num_frames,
+            instruction_input_ids=instruction_input_ids,
+            instruction_attention_mask=instruction_attention_mask,
+            video_values=video_values,
+            video_keys=video_keys,
+            window=window,
+            compression=compression,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **loss_kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Generate as `transformers` does; media are encoded and compressed exactly once, before the first token.
+
+        Takes all arguments of `forward` that carry media or instruction beside those of `GenerationMixin.generate`.
+        Returns prompt and answer, `int[B, sequence]`, as decoders do.
+        """
+        media = {name: kwargs.pop(name) for name in MEDIA_ARGUMENTS if name in kwargs}
+        input_ids = kwargs.pop("input_ids", inputs)
+        if any(media.get(name) is not None for name in ("pixel_values", "pixel_values_videos", "video_values")):
+            if input_ids is None:
+                raise ValueError("media need input_ids with their placeholders")
+            # Embeddings of the whole prompt: beams and returned sequences then repeat them, not the encoder's work.
+            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)
+        if input_ids is not None:
+            kwargs["input_ids"] = input_ids
+        return super().generate(*args, **kwargs)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return how many numbers the module's parameters hold."""
+    return sum(math.prod(parameter.shape) for parameter in module.parameters())

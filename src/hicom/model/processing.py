@@ -1,0 +1,528 @@
+"""The processor: prompts, videos and images to the tensors that the model takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..video import VideoFrames, read_frames
+from .baselines import build_compressor
+from .compressor import Compression
+from .config import HIComConfig
+from .convert import read_json
+from .instruction import extract_instruction
+from .modeling import HIComForConditionalGeneration
+from .ops import Window, check_window, choose_window, token_count
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML, for LLMs whose tokenizer brings no template of its own."""
+
+
+class InstructionWarning(UserWarning):
+    """An instruction was longer than the instruction encoder takes."""
+
+
+class HIComProcessor(ProcessorMixin):
+    """Makes model inputs of prompts and media; saved and loaded beside the model.
+
+    Args:
+        tokenizer: the LLM's.
+        instruction_tokenizer: the instruction encoder's; None for models that no instruction steers.
+        image_size: height and width of the frames that the vision tower takes, in pixels.
+        grid_size: height and width of the patch grid of one frame.
+        image_mean: mean of the pixel values, from 0 to 1, for red, green and blue.
+        image_std: their standard deviation.
+        num_frames: frames of a video unless a call says otherwise.
+        window: (T, H, W) of the local branch; None without one.
+        num_global_tokens: tokens of the global branch.
+        compressor: the model's compressor.
+        compressor_options: keyword arguments of a baseline.
+        max_instruction_length: longest instruction in tokens; all are padded to it.
+        mask_instruction: whether the instruction encoder takes an attention mask (CLIP does, SigLIP does not).
+        video_token: placeholder of a video in prompts.
+        image_token: placeholder of an image.
+        chat_template: Jinja template; None: the tokenizer's own, else ChatML.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        instruction_tokenizer: PreTrainedTokenizerBase | None = None,
+        image_size: int = 384,
+        grid_size: int = 27,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        num_frames: int = 32,
+        window: Window | None = (4, 3, 3),
+        num_global_tokens: int = 32,
+        compressor: str = "hicom",
+        compressor_options: dict[str, Any] | None = None,
+        max_instruction_length: int = 64,
+        mask_instruction: bool = False,
+        video_token: str = "<video>",
+        image_token: str = "<image>",
+        chat_template: str | None = None,
+    ) -> None:
+        self.image_size = image_size
+        self.grid_size = grid_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.num_frames = num_frames
+        self.window = None if window is None else check_window(window)
+        self.num_global_tokens = num_global_tokens
+        self.compressor = compressor
+        self.compressor_options = compressor_options
+        self.max_instruction_length = max_instruction_length
+        self.mask_instruction = mask_instruction
+        self.video_token = video_token
+        self.image_token = image_token
+        for token in (video_token, image_token):
+            if token not in tokenizer.get_vocab():
+                raise ValueError(f"the tokenizer does not know the placeholder {token!r}; add it as a special token")
+        super().__init__(
+            tokenizer,
+            instruction_tokenizer,
+            chat_template=chat_template or tokenizer.chat_template or CHAT_TEMPLATE,
+        )
+        self.video_token_id = int(tokenizer.convert_tokens_to_ids(video_token))
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @classmethod
+    def from_config(
+        cls,
+        config: HIComConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        instruction_tokenizer: PreTrainedTokenizerBase | None,
+        **kwargs: Any,
+    ) -> HIComProcessor:
+        """Return the processor that fits a model's configuration; `kwargs` are further arguments of the constructor."""
+        is_clip = config.vision_config.model_type == "clip_vision_model"
+        clip = {
+            "image_mean": (0.48145466, 0.4578275, 0.40821073),
+            "image_std": (0.26862954, 0.26130258, 0.27577711),
+            "mask_instruction": True,
+        }
+        return cls(
+            tokenizer,
+            instruction_tokenizer if config.is_conditional else None,
+            image_size=config.image_size,
+            grid_size=config.grid_size,
+            window=config.window,
+            num_global_tokens=config.num_global_tokens,
+            compressor=config.compressor,
+            compressor_options=config.compressor_options,
+            max_instruction_length=config.max_instruction_length,
+            **((clip if is_clip else {}) | kwargs),
+        )
+
+    # Counting
+
+    @cached_property
+    def _baseline(self) -> Any:
+        # Baselines count for themselves; their width does not matter for that.
+        return build_compressor(self.compressor, dim=128, out_dim=8, **(self.compressor_options or {}))
+
+    def token_count(
+        self, num_frames: int, window: Window | None = None, compression: Compression = "conditional"
+    ) -> int:
+        """Return the visual tokens of a video of `num_frames` frames; an image is one frame."""
+        grid = self.grid_size
+        if self.compressor != "hicom":
+            return int(self._baseline.token_count(num_frames, grid, grid, window))
+        if compression == "off":
+            return token_count(num_frames, grid, grid, (1, 1, 1), 0)
+        return token_count(num_frames, grid, grid, window or self.window, self.num_global_tokens)
+
+    def choose_window(self, num_frames: int, max_visual_tokens: int) -> Window:
+        """Return the window that spends a budget of visual tokens on a video of `num_frames` frames."""
+        if self.compressor != "hicom" or self.window is None:
+            raise ValueError("max_visual_tokens chooses the window of the local branch, which this model has not")
+        return choose_window(num_frames, self.grid_size, self.grid_size, max_visual_tokens, self.num_global_tokens)
+
+    # Media
+
+    def pixel_values(self, frames: np.ndarray) -> Tensor:
+        """Turn frames into what the vision tower takes: padded to a square with the mean colour, resized, normalised.
+
+        Args:
+            frames: `uint8[T, H, W, 3]`.
+
+        Returns:
+            `float32[T, 3, S, S]`.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        x = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w")
+        height, width = x.shape[-2:]
+        side, size = max(height, width), self.image_size
+        if height != width:
+            square = (mean * 255).to(torch.uint8)[None, :, None, None].repeat(len(x), 1, side, side)
+            top, left = (side - height) // 2, (side - width) // 2
+            square[..., top : top + height, left : left + width] = x
+            x = square
+        if side != size:
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+        return (x.float() / 255 - mean[:, None, None]) / std[:, None, None]
+
+    def read_video(self, source: Any, **choice: Any) -> VideoFrames:
+        """Read the chosen frames of a video, scaled in the decoder to the size that the vision tower takes.
+
+        Args:
+            source: anything `hicom.read_frames` reads, or frames it has read.
+            **choice: frame choice as in `hicom.read_frames`; default `num_frames` of this processor.
+        """
+        if isinstance(source, VideoFrames):
+            return source
+        choice = {name: value for name, value in choice.items() if value is not None}
+        if not {"num_frames", "fps", "timestamps_s"} & set(choice):
+            choice["num_frames"] = self.num_frames
+        return read_frames(source, size=self.image_size, **choice)
+
+    # Text
+
+    def instruction_inputs(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Tokenise instructions: `int[V, L]` padded to full length, and `int[V, L]` attention mask where one is taken.
+
+        Warns:
+            InstructionWarning: an instruction was too long and is cut.
+        """
+        tokenizer, limit = self.instruction_tokenizer, self.max_instruction_length
+        if tokenizer is None:
+            raise ValueError("this processor has no instruction tokenizer")
+        for text in instructions:
+            length = len(tokenizer(text)["input_ids"])
+            if length > limit:
+                warnings.warn(
+                    f"the instruction has {length} tokens, the instruction encoder takes {limit}; the rest of it does not "
+                    f"steer the compressor (the LLM still reads it all): {text[:60]!r}...",
+                    InstructionWarning,
+                    stacklevel=2,
+                )
+        batch = tokenizer(
+            list(instructions), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        return batch["input_ids"], batch["attention_mask"] if self.mask_instruction else None
+
+    def _placeholders(self, text: str) -> str:
+        """Return a text whose `<video>` and `<image>`, as datasets write them, are this model's placeholders."""
+        return text.replace("<video>", self.video_token).replace("<image>", self.image_token)
+
+    def _media_kinds(self, text: str) -> list[str]:
+        """Return the kinds of the placeholders of a prompt, in reading order."""
+        kinds = {self.video_token: "video", self.image_token: "image"}
+        places = [(place, kind) for token, kind in kinds.items() for place in _find_all(text, token)]
+        return [kind for _, kind in sorted(places)]
+
+    def __call__(  # type: ignore[override]
+        self,
+        text: str | Sequence[str],
+        images: Any = None,
+        videos: Any = None,
+        instruction: str | Sequence[str] | None = None,
+        video_num_frames: Sequence[int] | None = None,
+        window: Window | None = None,
+        compression: Compression = "conditional",
+        answer_starts: Sequence[int] | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Make model inputs.
+
+        Args:
+            text: prompts, with a placeholder for every medium. `apply_chat_template` makes them of conversations.
+            images: an image (path, PIL image or `uint8[H, W, 3]`) or a list, in reading order over all prompts.
+            videos: a video (path, bytes, file object, folder, `uint8[T, H, W, 3]`, `VideoFrames`) or a list, likewise.
+            instruction: what steers the compressor, for all prompts or one a prompt; None: the prompt's last user turn.
+            video_num_frames: frames of every video, for features kept from `encode_frames`, in place of `videos`.
+            window: (T, H, W) that the model will be called with, in place of the default.
+            compression: mode that the model will be called with.
+            answer_starts: where in each text the answer starts, in characters; adds `labels` with the loss on it alone.
+            num_frames: frames chosen of every video.
+            fps: frames a second in place of `num_frames`.
+            start_s: start of the part of every video that counts, in seconds.
+            end_s: its end.
+            **kwargs: none is known; named in the error.
+
+        Returns:
+            `input_ids`, `attention_mask` (left-padded) and what there is of `pixel_values_videos`, `video_num_frames`,
+            `instruction_input_ids`, `instruction_attention_mask`, `pixel_values`, `image_instruction_input_ids`,
+            `image_instruction_attention_mask` and `labels`, under the names of the model's arguments.
+
+        Raises:
+            ValueError: media and placeholders differ in number, or an argument is unknown.
+        """
+        kwargs.pop("return_tensors", None)
+        kwargs.pop("padding", None)
+        if kwargs:
+            raise ValueError(f"HIComProcessor does not know the arguments {', '.join(kwargs)}")
+        texts = [self._placeholders(t) for t in ([text] if isinstance(text, str) else text)]
+        data: dict[str, Any] = {}
+        if videos is not None:
+            read = [
+                self.read_video(video, num_frames=num_frames, fps=fps, start_s=start_s, end_s=end_s)
+                for video in (videos if isinstance(videos, list | tuple) else [videos])
+            ]
+            video_num_frames = [len(video.frames) for video in read]
+            data["pixel_values_videos"] = torch.cat([self.pixel_values(video.frames) for video in read])
+        num_images = 0
+        if images is not None:
+            stills = [read_frames(image, num_frames=1) for image in (images if isinstance(images, list | tuple) else [images])]
+            num_images = len(stills)
+            data["pixel_values"] = torch.cat([self.pixel_values(still.frames) for still in stills])
+
+        kinds = [self._media_kinds(prompt) for prompt in texts]
+        for kind, given in (("video", len(video_num_frames or ())), ("image", num_images)):
+            found = sum(prompt.count(kind) for prompt in kinds)
+            if found != given:
+                raise ValueError(f"the prompts have {found} {kind} placeholders, but {given} {kind}s are given")
+
+        counts = {
+            self.video_token_id: iter(
+                [self.token_count(frames, window, compression) for frames in video_num_frames or ()]
+            ),
+            self.image_token_id: iter([self.token_count(1, window, compression)] * num_images),
+        }
+        rows, labels = [], []
+        for number, prompt in enumerate(texts):
+            encoding = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=answer_starts is not None)
+            repeats = [next(counts[i]) if i in counts else 1 for i in encoding["input_ids"]]
+            rows.append(np.repeat(encoding["input_ids"], repeats))
+            if answer_starts is not None:
+                labels.append(np.repeat(self._labels(encoding, answer_starts[number]), repeats))
+        data["input_ids"], data["attention_mask"] = _pad_left(rows, self.tokenizer.pad_token_id)
+        if answer_starts is not None:
+            data["labels"], _ = _pad_left(labels, -100)
+
+        if video_num_frames:
+            data["video_num_frames"] = torch.tensor(list(video_num_frames))
+        if self.instruction_tokenizer is not None and compression == "conditional":
+            if instruction is None:
+                instruction = [extract_instruction(self._last_user_turn(prompt)) for prompt in texts]
+            elif isinstance(instruction, str):
+                instruction = [instruction] * len(texts)
+            if len(instruction) != len(texts):
+                raise ValueError(f"{len(instruction)} instructions for {len(texts)} prompts")
+            for kind, name in (("video", ""), ("image", "image_")):
+                # Every medium of a prompt is compressed under that prompt's instruction.
+                per_medium = [line for line, prompt in zip(instruction, kinds, strict=True) for k in prompt if k == kind]
+                if per_medium:
+                    ids, mask = self.instruction_inputs(per_medium)
+                    data[f"{name}instruction_input_ids"] = ids
+                    if mask is not None:
+                        data[f"{name}instruction_attention_mask"] = mask
+        return BatchFeature(data)
+
+    def _labels(self, encoding: Any, start: int) -> np.ndarray:
+        """Return the tokens of the answer that starts at character `start`, up to its end token; -100 elsewhere."""
+        ids = np.array(encoding["input_ids"])
+        is_answer = np.array([offset[0] >= start for offset in encoding["offset_mapping"]])
+        ends = np.flatnonzero(is_answer & (ids == self.tokenizer.eos_token_id))
+        if len(ends):
+            is_answer[ends[0] + 1 :] = False
+        return np.where(is_answer, ids, -100)
+
+    def _last_user_turn(self, prompt: str) -> str:
+        """Return the last user turn of a rendered prompt; the prompt itself where its markers are unknown."""
+        for start, end in (
+            ("<|im_start|>user\n", "<|im_end|>"),
+            ("<|start_header_id|>user<|end_header_id|>", "<|eot_id|>"),
+            ("[INST]", "[/INST]"),
+        ):
+            if start in prompt:
+                return prompt.rpartition(start)[2].partition(end)[0]
+        return prompt
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        return_labels: bool = False,
+        **kwargs: Any,
+    ) -> str | list[str] | BatchFeature:
+        """Render conversations, and with `tokenize=True` make model inputs of them and of the media inside.
+
+        A message's content is a string, or a list of `{"type": "text", "text": ...}`, `{"type": "video", "video": ...}`
+        and `{"type": "image", "image": ...}` parts. A medium without a source keeps its placeholder, for media passed
+        beside the conversation.
+
+        Args:
+            conversation: one conversation or a list of them.
+            chat_template: in place of this processor's.
+            tokenize: return model inputs instead of text.
+            add_generation_prompt: end with the start of an answer.
+            return_labels: add `labels` with the loss on the last message, which must be an answer.
+            **kwargs: arguments of `__call__`.
+
+        Returns:
+            Text like the input, one or several; or model inputs.
+
+        Raises:
+            ValueError: a message is malformed, or there is no answer to label.
+        """
+        kwargs.pop("return_dict", None)
+        is_batch = bool(conversation) and isinstance(conversation[0], list)
+        conversations: list[list[dict[str, Any]]] = conversation if is_batch else [conversation]  # type: ignore[assignment,list-item]
+        media: dict[str, list[Any]] = {"videos": [], "images": []}
+        plain = [[self._flatten(message, media) for message in messages] for messages in conversations]
+
+        def render(messages: list[dict[str, str]], generation: bool) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=chat_template or self.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                )
+            )
+
+        prompts = [render(messages, add_generation_prompt) for messages in plain]
+        if not tokenize:
+            return prompts if is_batch else prompts[0]
+        if return_labels:
+            starts = []
+            for messages, prompt in zip(plain, prompts, strict=True):
+                prefix = render(messages[:-1], True)
+                if messages[-1]["role"] != "assistant" or not prompt.startswith(prefix):
+                    raise ValueError("return_labels needs conversations that end with an assistant's answer")
+                starts.append(len(prefix))
+            kwargs["answer_starts"] = starts
+        if kwargs.get("instruction") is None:
+            turns = [[m["content"] for m in messages if m["role"] == "user"] for messages in plain]
+            kwargs["instruction"] = [extract_instruction(turn[-1]) if turn else "" for turn in turns]
+        for kind, sources in media.items():
+            if sources:
+                kwargs[kind] = sources
+        return self(text=prompts, **kwargs)
+
+    def _flatten(self, message: dict[str, Any], media: dict[str, list[Any]]) -> dict[str, str]:
+        """Return a message whose content is text with placeholders; its media are appended to `media`."""
+        content = message["content"]
+        if isinstance(content, str):
+            return {"role": message["role"], "content": self._placeholders(content)}
+        pieces = []
+        for part in content:
+            kind = part.get("type")
+            if kind == "text":
+                pieces.append(part["text"])
+            elif kind in ("video", "image"):
+                pieces.append(f"{self.video_token if kind == 'video' else self.image_token}\n")
+                source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+                if source is not None:
+                    media[f"{kind}s"].append(source)
+            else:
+                raise ValueError(f"a message part has type={kind!r}; text, video and image exist")
+        return {"role": message["role"], "content": "".join(pieces)}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of all tensors that a call may return."""
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values_videos",
+            "video_num_frames",
+            "instruction_input_ids",
+            "instruction_attention_mask",
+            "pixel_values",
+            "image_instruction_input_ids",
+            "image_instruction_attention_mask",
+        ]
+
+
+def _find_all(text: str, token: str) -> list[int]:
+    places, place = [], text.find(token)
+    while place >= 0:
+        places.append(place)
+        place = text.find(token, place + len(token))
+    return places
+
+
+def _pad_left(rows: Sequence[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
+    """Return rows padded on the left to one length, `int[B, sequence]`, and their attention mask."""
+    length = max(len(row) for row in rows)
+    padded = np.full((len(rows), length), value, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = 1
+    return torch.from_numpy(padded), torch.from_numpy(mask)
+
+
+def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Give a model and its LLM's tokenizer placeholders of video and image; return their texts.
+
+    Qwen2.5's tokenizer has both already; to others they are added, and the embedding grows where it must.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if "<|video_pad|>" in vocabulary and "<|image_pad|>" in vocabulary:
+        video, image = "<|video_pad|>", "<|image_pad|>"
+    else:
+        video, image = "<video>", "<image>"
+        tokenizer.add_special_tokens({"additional_special_tokens": [video, image]}, replace_additional_special_tokens=False)  # type: ignore[call-arg]
+        if len(tokenizer) > model.config.text_config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer))
+    model.config.video_token_id = int(tokenizer.convert_tokens_to_ids(video))
+    model.config.image_token_id = int(tokenizer.convert_tokens_to_ids(image))
+    return video, image
+
+
+def official_processor(folder: Path, model: HIComForConditionalGeneration) -> HIComProcessor | None:
+    """Return the processor of a released checkpoint, or None, with a warning, where its tokenizers are not at hand.
+
+    The model's configuration is given the placeholders that the processor uses.
+    """
+    official = read_json(folder / "config.json")
+    name = official["mm_vision_tower"]
+    tokenizer = _load_tokenizer([folder], "the LLM's tokenizer")
+    instruction_tokenizer = None
+    if model.config.is_conditional:
+        places = [Path(name), folder / name, folder / Path(name).name, folder.parent / Path(name).name]
+        places = [place for place in places if place.is_dir()]
+        instruction_tokenizer = _load_tokenizer([*places, name], f"the instruction tokenizer of {name}")
+    if tokenizer is None or (model.config.is_conditional and instruction_tokenizer is None):
+        return None
+    video, image = add_placeholders(model, tokenizer)
+    frames = official.get("num_frames")
+    return HIComProcessor.from_config(
+        model.config,
+        tokenizer,
+        instruction_tokenizer,
+        video_token=video,
+        image_token=image,
+        **({"num_frames": frames} if frames else {}),
+    )
+
+
+def _load_tokenizer(places: Sequence[str | Path], what: str) -> PreTrainedTokenizerBase | None:
+    reasons = []
+    for place in places:
+        try:
+            return AutoTokenizer.from_pretrained(place)  # type: ignore[no-any-return]
+        except (OSError, ValueError, ImportError) as error:
+            reasons.append(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    warnings.warn(f"{what} cannot be loaded, so no processor is made ({'; '.join(reasons)})", stacklevel=3)
+    return None

@@ -1,0 +1,76 @@
+"""A model put together of trained towers and a small language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, SiglipModel
+
+from ..model.config import HIComConfig
+from ..model.modeling import HIComForConditionalGeneration
+from ..model.processing import HIComProcessor
+from .config import Parts
+
+SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>", "<video>", "<image>"]
+ROLES = ["system", "user", "assistant"]
+
+
+def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
+    """Return a model with trained towers, an untrained compressor and an untrained Qwen2, and its processor.
+
+    The language model takes the towers' tokenizer, with ChatML's tokens and the media placeholders added.
+
+    Raises:
+        ValueError: there is no dual encoder in `parts.towers`.
+    """
+    if not (Path(parts.towers) / "config.json").is_file():
+        raise ValueError(f"there is no SigLIP dual encoder in {parts.towers}; train one, or name its folder")
+    towers = SiglipModel.from_pretrained(parts.towers)
+    instruction_tokenizer = AutoTokenizer.from_pretrained(parts.towers)
+    tokenizer = AutoTokenizer.from_pretrained(parts.towers)
+    add_chat_tokens(tokenizer)
+    eos, pad = int(tokenizer.convert_tokens_to_ids("<|im_end|>")), int(tokenizer.pad_token_id)
+    config = HIComConfig(
+        vision_config=towers.config.vision_config,
+        instruction_config=towers.config.text_config,
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=parts.hidden_size,
+            intermediate_size=parts.intermediate_size,
+            num_hidden_layers=parts.num_layers,
+            num_attention_heads=parts.num_heads,
+            num_key_value_heads=parts.num_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=eos,
+            pad_token_id=pad,
+        ),
+        window=parts.window,
+        num_global_tokens=parts.num_global_tokens,
+        local_logit_scale=parts.local_logit_scale,
+        vision_feature_layer=parts.vision_feature_layer,
+        video_token_id=int(tokenizer.convert_tokens_to_ids("<video>")),
+        image_token_id=int(tokenizer.convert_tokens_to_ids("<image>")),
+    )
+    model = HIComForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(towers.vision_model.state_dict())
+    assert model.model.instruction_encoder is not None
+    model.model.instruction_encoder.load_state_dict(towers.text_model.state_dict())
+    if parts.local_logit_scale:
+        with torch.no_grad():
+            model.model.compressor.local.logit_scale.copy_(towers.logit_scale.view(1))
+    model.generation_config.eos_token_id = eos
+    model.generation_config.pad_token_id = pad
+    processor = HIComProcessor.from_config(config, tokenizer, instruction_tokenizer, num_frames=parts.num_frames)
+    return model, processor
+
+
+def add_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer what ChatML and the media placeholders need."""
+    # A tokenizer of whole words may not know the names of the roles.
+    tokenizer.add_tokens([role for role in ROLES if role not in tokenizer.get_vocab()])
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS, "eos_token": "<|im_end|>"})
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,146 @@
+"""What a training run is: frozen dataclasses, resolved into `run.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..data.features import OnBadVideo
+from ..model.compressor import Compression
+from ..model.ops import Window
+
+Rates = tuple[tuple[str, float], ...]
+"""Table of (regular expression over a parameter's whole name, learning rate): first match wins, no match = frozen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learnt from.
+
+    Attributes:
+        records: LLaVA-style JSON or JSONL files, trained on together.
+        root: folder that media paths start from; None: each file's own.
+        num_frames: frames of every video, spread evenly.
+        cache: folder for the frozen vision tower's features; None: the tower runs in every step.
+        on_bad_video: an unreadable video stops the run, or its samples are left out (`skip`), counted and named.
+        text_only: leave the media out.
+    """
+
+    records: tuple[str, ...]
+    root: str | None = None
+    num_frames: int = 32
+    cache: str | None = None
+    on_bad_video: OnBadVideo = "stop"
+    text_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What is trained, and how fast.
+
+    Attributes:
+        trainable: table of (pattern, learning rate); rate 0 keeps what it matches frozen.
+        compression: `conditional`; `off` or `unguided` in stage `align`.
+        windows: local windows (T, H, W) drawn from for every batch; empty: the model's own.
+        loss_on_prompt: learn the text of the questions too.
+    """
+
+    trainable: Rates
+    compression: Compression = "conditional"
+    windows: tuple[Window, ...] = ()
+    loss_on_prompt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A model put together of trained towers and a small language model with random weights.
+
+    Attributes:
+        towers: folder of a SigLIP dual encoder and its tokenizer.
+        hidden_size: width of the language model.
+        intermediate_size: width inside its MLPs.
+        num_layers: its layers.
+        num_heads: its attention heads.
+        window: (T, H, W) of the local branch.
+        num_global_tokens: tokens of the global branch.
+        vision_feature_layer: hidden state of the vision tower that is compressed.
+        local_logit_scale: cosine similarity under the towers' own temperature in the local branch.
+        num_frames: frames of a video unless a call says otherwise.
+    """
+
+    towers: str
+    hidden_size: int = 128
+    intermediate_size: int = 512
+    num_layers: int = 4
+    num_heads: int = 4
+    window: Window = (2, 4, 4)
+    num_global_tokens: int = 8
+    vision_feature_layer: int = -1
+    local_logit_scale: bool = True
+    num_frames: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        name: of the run, and of its folder in a chain.
+        out: run folder. Run again, an interrupted run goes on from its last checkpoint.
+        init: folder of the model to start from: a stage's `<out>/model`, or any checkpoint with its processor.
+        parts: put the model together of these in place of `init`.
+        data: what is learnt from.
+        stage: what is trained.
+        steps: optimizer steps.
+        batch_size: samples of one forward pass on one device.
+        accumulate: forward passes of one step.
+        warmup: share of the steps in which the learning rate rises; after that it falls as a cosine.
+        weight_decay: AdamW's, on matrices only.
+        betas: AdamW's.
+        max_grad_norm: gradients are clipped to it.
+        save_every: steps from checkpoint to checkpoint.
+        log_every: steps from one line of the log to the next.
+        workers: processes that make batches; 0: the training process itself.
+        bf16: mixed precision on a GPU.
+        gradient_checkpointing: trade time for memory.
+        seed: of everything random.
+    """
+
+    name: str
+    out: str
+    init: str | None = None
+    parts: Parts | None = None
+    data: DataConfig
+    stage: StageConfig
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+    save_every: int = 500
+    log_every: int = 50
+    workers: int = 0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if (self.init is None) == (self.parts is None):
+            raise ValueError("give either init (the folder of a model) or parts (to put one together)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Runs one after the other, each from the last one's model.
+
+    Attributes:
+        out: folder of their run folders, which are named after the stages.
+        stages: the runs; `out` of all and `init` of all but the first are set by the chain.
+    """
+
+    out: str
+    stages: tuple[TrainConfig, ...] = field(default=())

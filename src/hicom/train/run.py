@@ -1,0 +1,324 @@
+"""The one training entry point: stages over the Trainer of transformers, through its public hooks only."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
+from transformers.integrations import TensorBoardCallback
+
+from ..data.collate import Collator, SampleSet
+from ..data.features import FeatureStore, cache_features
+from ..data.records import read_records
+from ..model.modeling import HIComForConditionalGeneration
+from ..model.processing import HIComProcessor
+from .assemble import assemble
+from .config import Chain, TrainConfig
+from .stages import make_optimizer, resolve
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete"
+"""Empty file that a checkpoint gets last: without it the write was interrupted."""
+PACKAGES = ("accelerate", "av", "hicom", "numpy", "torch", "transformers")
+
+
+def run(config: TrainConfig | Chain) -> Path:
+    """Train, or go on with an interrupted run, and return the folder of the trained model with its processor.
+
+    The run folder holds `run.json` (what was run, on what, for how long), `log.json` (the curves), `tensorboard/`,
+    `checkpoints/` and, when the run is finished, `model/`. A finished run is not repeated.
+
+    Raises:
+        ValueError: the run folder is of another configuration or in use, or the configuration is impossible.
+    """
+    if isinstance(config, Chain):
+        return run_chain(config)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with owned(out):
+        stamp = open_stamp(out, config)
+        model_folder = out / "model"
+        if stamp["status"] != "finished":
+            train(config, out, stamp)
+        return model_folder
+
+
+def run_chain(chain: Chain) -> Path:
+    """Run every stage from the last one's model."""
+    if not chain.stages:
+        raise ValueError("a chain needs at least one stage")
+    model: Path | None = None
+    for stage in chain.stages:
+        stage = dataclasses.replace(stage, out=str(Path(chain.out) / stage.name))
+        if model is not None:
+            stage = dataclasses.replace(stage, init=str(model), parts=None)
+        model = run(stage)
+    assert model is not None
+    return model
+
+
+@contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the system gives it back even after `kill -9`.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    if not is_main():
+        yield
+        return
+    with (out / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"the run folder {out} is in use by process {file.read().strip()}; stop it, or choose another out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def is_main() -> bool:
+    """Whether this process writes the files of the run."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def open_stamp(out: Path, config: TrainConfig) -> dict[str, Any]:
+    """Return the run's `run.json`, made now or by the interrupted run that goes on.
+
+    Raises:
+        ValueError: the folder is of another configuration.
+    """
+    configuration = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = out / "run.json"
+    if path.exists():
+        stamp: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        # A run may be moved, and go on from where it lies.
+        old, new = ({**c, "out": None} for c in (stamp["configuration"], configuration))
+        if old != new:
+            changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            raise ValueError(
+                f"{out} holds a run of another configuration ({', '.join(changed)} differ); choose another out, or "
+                "remove the folder"
+            )
+        return stamp
+    return {
+        "configuration": configuration,
+        "status": "running",
+        "command": sys.argv,
+        "seed": config.seed,
+        "commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "hardware": hardware(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "wall_s": 0.0,
+    }
+
+
+def write_stamp(out: Path, stamp: dict[str, Any]) -> None:
+    """Write `run.json` as a whole or not at all."""
+    if is_main():
+        part = out / "run.json.part"
+        part.write_text(json.dumps(stamp, indent=1) + "\n", "utf-8")
+        part.replace(out / "run.json")
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree, marked where it has changes; None outside of a repository."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the run runs on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+class RunCallback(TrainerCallback):
+    """Marks whole checkpoints, and keeps the wall time across interruptions."""
+
+    def __init__(self, out: Path, stamp: dict[str, Any]) -> None:
+        self.out = out
+        self.stamp = stamp
+        self.before = stamp["wall_s"]
+        self.start = time.monotonic()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint that has just been written."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            self.keep_time()
+
+    def keep_time(self) -> None:
+        """Write the wall time so far."""
+        self.stamp["wall_s"] = round(self.before + time.monotonic() - self.start, 1)
+        write_stamp(self.out, self.stamp)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def load(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
+    """Return the model and processor that the run starts from."""
+    if config.parts is not None:
+        set_seed(config.seed)
+        return assemble(config.parts)
+    assert config.init is not None
+    if not (Path(config.init) / "config.json").is_file():
+        raise ValueError(f"there is no model in {config.init} to start {config.name} from; run the stage before first")
+    model = HIComForConditionalGeneration.from_pretrained(config.init, dtype=torch.float32)
+    return model, HIComProcessor.from_pretrained(config.init)
+
+
+def make_data(
+    config: TrainConfig, model: HIComForConditionalGeneration, processor: HIComProcessor
+) -> tuple[SampleSet, Collator]:
+    """Return the samples of a run and what makes batches of them; vision features are computed where they are missing.
+
+    Raises:
+        ValueError: records are malformed, or too few for one step.
+    """
+    data, stage = config.data, config.stage
+    records = [read_records(path, data.root) for path in data.records]
+    store: FeatureStore | None = None
+    if data.cache is not None and not data.text_only:
+        videos = [video for samples in records for sample in samples for video in sample.videos]
+        store = cache_features(
+            model,
+            processor,
+            videos,
+            Path(data.cache),
+            num_frames=data.num_frames,
+            on_bad_video=data.on_bad_video,
+        )
+    samples = SampleSet(records, store)
+    needed = config.batch_size * config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    if len(samples) < needed:
+        raise ValueError(f"{len(samples)} samples are fewer than the {needed} of one step; lower batch_size")
+    collator = Collator(
+        processor=processor,
+        store=store,
+        num_frames=data.num_frames,
+        compression=stage.compression,
+        windows=stage.windows,
+        seed=config.seed,
+        text_only=data.text_only,
+        loss_on_prompt=stage.loss_on_prompt,
+    )
+    return samples, collator
+
+
+def make_trainer(
+    config: TrainConfig, model: HIComForConditionalGeneration, processor: HIComProcessor, out: Path, stamp: dict[str, Any]
+) -> Trainer:
+    """Return the Trainer of a run, and write its resolved table of stages to the log and to `stamp`."""
+    if config.bf16 and not torch.cuda.is_available():
+        raise ValueError("bf16=True needs a GPU; leave it out on CPUs")
+    rules = resolve(model, config.stage.trainable)
+    stamp["trainable"] = [rule.summary() for rule in rules]
+    for row in stamp["trainable"]:
+        logger.info("%(rate)8.1e  %(tensors)4d tensors  %(parameters)11d parameters  %(pattern)s", row)
+    samples, collator = make_data(config, model, processor)
+    stamp["samples"] = len(samples)
+    optimizer = make_optimizer(rules, weight_decay=config.weight_decay, betas=config.betas)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * config.steps), config.steps)
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        dataloader_drop_last=True,
+        dataloader_num_workers=config.workers,
+        remove_unused_columns=False,
+        save_steps=config.save_every,
+        # The older one stays until the newer one is marked whole.
+        save_total_limit=2,
+        logging_steps=config.log_every,
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    callbacks: list[TrainerCallback] = [RunCallback(out, stamp)]
+    if is_main():
+        from torch.utils.tensorboard import SummaryWriter
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
+    return Trainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=samples,
+        processing_class=processor,
+        optimizers=(optimizer, scheduler),
+        callbacks=callbacks,
+    )
+
+
+def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
+    """Train to the end and save the model."""
+    model, processor = load(config)
+    model.config.use_cache = False
+    trainer = make_trainer(config, model, processor, out, stamp)
+    write_stamp(out, stamp)
+    checkpoint = last_checkpoint(out / "checkpoints")
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.config.use_cache = True
+    if not is_main():
+        return
+    model.save_pretrained(out / "model")
+    processor.save_pretrained(out / "model")
+    (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", "utf-8")
+    stamp["status"], stamp["loss"] = "finished", result.training_loss
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback))
+    callback.keep_time()

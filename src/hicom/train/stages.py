@@ -1,0 +1,67 @@
+"""Stages as tables: which parameters train at which rate."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.optim import AdamW
+
+from .config import Rates
+
+
+@dataclass
+class Rule:
+    """One row of a resolved table: the parameters that a pattern was the first to match."""
+
+    pattern: str
+    rate: float
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, str | float | int]:
+        """Return what the log and `run.json` say of it."""
+        numbers = sum(parameter.numel() for parameter in self.parameters.values())
+        return {"pattern": self.pattern, "tensors": len(self.parameters), "parameters": numbers, "rate": self.rate}
+
+
+def resolve(model: nn.Module, trainable: Rates) -> list[Rule]:
+    """Freeze what no pattern names, unfreeze the rest, and return the resolved table.
+
+    Args:
+        model: `requires_grad` of all its parameters is set.
+        trainable: (pattern, learning rate), where the pattern is a regular expression over a parameter's whole name.
+
+    Raises:
+        ValueError: a pattern matches no parameter that an earlier one left, a rate is negative, or nothing trains.
+    """
+    rules = [Rule(pattern, rate) for pattern, rate in trainable]
+    for name, parameter in model.named_parameters():
+        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+        parameter.requires_grad_(rule is not None and rule.rate > 0)
+        if rule is not None:
+            rule.parameters[name] = parameter
+    for rule in rules:
+        if rule.rate < 0:
+            raise ValueError(f"the learning rate {rule.rate} of {rule.pattern!r} must not be negative")
+        if not rule.parameters:
+            raise ValueError(
+                f"the pattern {rule.pattern!r} matches no parameter that an earlier pattern left; patterns must match "
+                "whole names such as 'model.compressor.local.readout.0.weight'"
+            )
+    if not any(rule.rate > 0 for rule in rules):
+        raise ValueError("no pattern has a learning rate above 0, so nothing would train")
+    return rules
+
+
+def make_optimizer(rules: list[Rule], *, weight_decay: float, betas: tuple[float, float]) -> AdamW:
+    """Return AdamW with the rates of a resolved table; only matrices decay."""
+    groups = []
+    for rule in rules:
+        if rule.rate == 0:
+            continue
+        for is_matrix in (True, False):
+            members = [p for p in rule.parameters.values() if (p.ndim >= 2) == is_matrix]
+            if members:
+                groups.append({"params": members, "lr": rule.rate, "weight_decay": weight_decay if is_matrix else 0.0})
+    return AdamW(groups, betas=betas)

@@ -1,0 +1,470 @@
+"""Open a video, choose frames, return them with their times: the only place that decodes.
+
+Videos go through PyAV. The packets are read once without decoding, which gives the exact presentation time of every frame
+whatever the container's header says; then only the groups of pictures that hold chosen frames are decoded, and pictures
+that no other one refers to are skipped unless chosen. Where time stamps cannot be trusted, or chosen frames turn out to be
+damaged, everything is decoded once to learn what is there and the frames are chosen again from that.
+
+Still images and animated WebP go through Pillow, as do frames given as a folder or a list.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Protocol, TypeAlias
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import PictureType
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
+
+_IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_MAX_THREADS = 4  # more threads than that cost memory and decode frames ahead that nobody asked for
+_SEEK_PACKETS = 256  # reading past fewer packets than this is cheaper than a seek
+
+
+class VideoError(ValueError):
+    """A source or a choice of frames that cannot be read; one line that names the source, the reason and the fix."""
+
+
+class VideoWarning(UserWarning):
+    """A source that is read, but not the way it was asked for."""
+
+
+class _Unreliable(Exception):
+    """The packets promised frames that the decoder did not deliver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a video is.
+
+    Attributes:
+        name: the path as it was given, or a description of a source in memory.
+        container: short name of the container, such as `mp4`; `folder`, `list` or `array` for pictures.
+        codec: name of the video codec, such as `h264`; for pictures that of their file format, or `raw`.
+        duration_s: from the start of the first frame to the end of the last one.
+        num_frames: frames that can be chosen.
+        fps: average number of frames per second.
+        width: of the upright picture, in pixels.
+        height: of the upright picture, in pixels.
+        rotation: degrees counterclockwise that the stored picture is turned by to stand upright; already applied.
+        has_audio: whether there is an audio stream.
+        streams: one description per stream.
+        damage: empty, or what is missing, such as `truncated: 41 of 64 frames decode`.
+    """
+
+    name: str
+    container: str
+    codec: str
+    duration_s: float
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    rotation: int = 0
+    has_audio: bool = False
+    streams: tuple[str, ...] = ()
+    damage: str = ""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        frames = "1 frame" if self.num_frames == 1 else f"{self.num_frames} frames at {self.fps:.4g} fps"
+        parts = [f"{self.duration_s:.2f} s", frames, f"{self.width}x{self.height}", f"{self.codec} in {self.container}"]
+        if self.rotation:
+            parts.append(f"turned by {self.rotation} degrees")
+        if self.has_audio:
+            parts.append("audio")
+        if self.damage:
+            parts.append(self.damage)
+        return f"{self.name}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Chosen frames.
+
+    Attributes:
+        frames: uint8[T, H, W, 3], RGB, upright.
+        timestamps_s: float64[T], presentation times relative to the first frame of the video.
+        info: the video they come from; its sizes are those before scaling.
+    """
+
+    frames: Pixels
+    timestamps_s: NDArray[np.float64]
+    info: VideoInfo
+
+
+def uniform_indices(total: int, num_frames: int) -> list[int]:
+    """Return the frames in the middle of `num_frames` equal segments of frames 0 to `total` - 1.
+
+    Index i is round((i + 0.5) * (total - 1) / num_frames), halves rounded up, as in the paper's code (computed here in
+    integers). Where there are not more than `num_frames` frames, all of them come once.
+
+    Raises:
+        VideoError: a number is not positive.
+    """
+    if total < 1 or num_frames < 1:
+        raise VideoError(f"uniform_indices({total}, {num_frames}): give two positive numbers")
+    if total <= num_frames:
+        return list(range(total))
+    return [((2 * i + 1) * (total - 1) + num_frames) // (2 * num_frames) for i in range(num_frames)]
+
+
+def probe(source: Source, *, source_fps: float = 25.0) -> VideoInfo:
+    """Return what a video is, without decoding more than its first frame where the file allows it.
+
+    Args:
+        source: see `read_frames`.
+        source_fps: see `read_frames`.
+
+    Raises:
+        VideoError: the source is not a video that can be read.
+    """
+    return _open_clip(source, source_fps).info
+
+
+def read_frames(
+    source: Source,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    timestamps_s: Sequence[float] | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    max_frames: int | None = None,
+    size: int | None = None,
+    source_fps: float = 25.0,
+) -> VideoFrames:
+    """Decode chosen frames. Without `num_frames`, `fps` or `timestamps_s` all frames are read.
+
+    Args:
+        source: a path or an open binary file of any container that FFmpeg reads, GIF and WebP included, or its bytes; a
+            folder of images, read in natural order (frame2 before frame10); a still image; uint8[T, H, W, 3] or
+            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]).
+        num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video.
+        fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each frame once, also at an fps above the video's.
+        timestamps_s: the frames on screen at these times, in this order.
+        start_s: choose among the frames on screen from this time on, relative to the first frame.
+        end_s: choose among the frames on screen before this time; past the end of the video it means the end, with a warning.
+        max_frames: with `fps` or alone: where there would be more frames, take this many spread evenly over the same range.
+        size: scale down so that the longer side has at most this many pixels; never up.
+        source_fps: frames per second of sources that have no times: folders, lists, arrays.
+
+    Raises:
+        VideoError: the source is not a video that can be read, or the choice makes no sense for it.
+
+    Warns:
+        VideoWarning: the video is truncated or damaged (the frames are chosen from what decodes), or shorter than `end_s`.
+    """
+    name = _name(source)
+    choice = _Choice(
+        name=name,
+        num_frames=num_frames,
+        fps=fps,
+        timestamps_s=timestamps_s,
+        start_s=start_s,
+        end_s=end_s,
+        max_frames=max_frames,
+    )
+    if size is not None:
+        _check_count(name, "size", size)
+    clip = _open_clip(source, source_fps)
+    try:
+        result = _read(clip, choice.indices(clip.times_s, clip.info.duration_s), size)
+    except _Unreliable:
+        clip.scan()
+        result = _read(clip, choice.indices(clip.times_s, clip.info.duration_s), size)
+    if clip.info.damage:
+        warnings.warn(f"{name}: {clip.info.damage}; using those", VideoWarning, stacklevel=2)
+    if end_s is not None and end_s > clip.info.duration_s:
+        text = f"{name}: end_s={end_s:g} is past the end; reading to the end at {clip.info.duration_s:g} s"
+        warnings.warn(text, VideoWarning, stacklevel=2)
+    return result
+
+
+# What to read: the choice of frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """The arguments of `read_frames` that say which frames, checked."""
+
+    name: str
+    num_frames: int | None
+    fps: float | None
+    timestamps_s: Sequence[float] | None
+    start_s: float | None
+    end_s: float | None
+    max_frames: int | None
+
+    def __post_init__(self) -> None:
+        ways = {"num_frames": self.num_frames, "fps": self.fps, "timestamps_s": self.timestamps_s}
+        given = [way for way, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise VideoError(f"{self.name}: {' and '.join(given)} are different ways to choose frames; give one of them")
+        if self.num_frames is not None:
+            _check_count(self.name, "num_frames", self.num_frames)
+        if self.max_frames is not None:
+            _check_count(self.name, "max_frames", self.max_frames)
+            if self.num_frames is not None or self.timestamps_s is not None:
+                raise VideoError(f"{self.name}: max_frames={self.max_frames} goes with fps or alone, not with {given[0]}")
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise VideoError(f"{self.name}: fps={self.fps}: give a positive number")
+        for key, value in {"start_s": self.start_s, "end_s": self.end_s}.items():
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise VideoError(f"{self.name}: {key}={value}: give a number of seconds that is not negative")
+        if self.end_s is not None and (self.start_s or 0.0) >= self.end_s:
+            raise VideoError(f"{self.name}: start_s={self.start_s or 0.0:g} is not before end_s={self.end_s:g}")
+        if self.timestamps_s is not None:
+            if self.start_s is not None or self.end_s is not None:
+                raise VideoError(f"{self.name}: timestamps_s needs no bounds; leave start_s and end_s out")
+            if len(self.timestamps_s) == 0:
+                raise VideoError(f"{self.name}: timestamps_s is empty; give at least one time")
+
+    def indices(self, times_s: NDArray[np.float64], duration_s: float) -> list[int]:
+        """Return the indices, into `times_s` (ascending), of the frames to read, in the order to return them."""
+        # Containers round times to their clock (Matroska: to 1 ms), so a time asked for counts as reached half a tick early.
+        reached_s = times_s - 0.0005 - 1e-6
+        if self.timestamps_s is not None:
+            for time_s in self.timestamps_s:
+                if not 0 <= time_s <= duration_s:  # also catches NaN
+                    raise VideoError(f"{self.name}: timestamp {time_s} s is not between 0 and the duration, {duration_s:g} s")
+            on_screen = np.searchsorted(reached_s, np.asarray(self.timestamps_s, np.float64), side="right") - 1
+            return [int(i) for i in on_screen.clip(0)]
+        start_s = self.start_s or 0.0
+        end_s = duration_s if self.end_s is None else min(self.end_s, duration_s)
+        if start_s >= duration_s:
+            raise VideoError(f"{self.name}: start_s={start_s:g} is not before the end of the video at {duration_s:g} s")
+        first = max(int(np.searchsorted(reached_s, start_s, side="right")) - 1, 0)
+        stop = max(int(np.searchsorted(reached_s, end_s - 0.001, side="left")), first + 1)
+        chosen = np.arange(first, stop)
+        if self.fps is not None:
+            # Frame i is on screen at some start_s + k / fps exactly if an integer k lies in [begin, end) of its time on screen.
+            begins = (reached_s[first:stop] - start_s) * self.fps
+            ends = np.append(begins[1:], (end_s - start_s) * self.fps)
+            chosen = chosen[np.maximum(np.ceil(begins), 0) < ends]
+        count = self.num_frames or self.max_frames
+        if count is not None and count < len(chosen):
+            chosen = np.arange(first, stop)[uniform_indices(stop - first, count)]
+        return [int(i) for i in chosen]
+
+
+def _check_count(name: str, key: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise VideoError(f"{name}: {key}={value}: give a positive whole number")
+
+
+# Reading
+
+
+class _Clip(Protocol):
+    info: VideoInfo
+    times_s: NDArray[np.float64]  # ascending, of the frames that can be read, relative to the first frame of the video
+
+    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+        """Yield (index, uint8[H, W, 3]) for ascending indices without repeats."""
+
+    def scan(self) -> None:
+        """Decode everything to learn which frames there are."""
+
+
+def _read(clip: _Clip, indices: list[int], size: int | None) -> VideoFrames:
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(indices):
+        places.setdefault(index, []).append(place)
+    frames: Pixels | None = None
+    with closing(clip.frames(sorted(places), size)) as decoded:
+        for index, frame in decoded:
+            if frames is None:
+                frames = np.empty((len(indices), *frame.shape), np.uint8)
+            if frame.shape != frames.shape[1:]:
+                sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, frames.shape[1:])]
+                text = f"frame {index} is {sizes[0]} but those before it are {sizes[1]}; make them the same size"
+                raise VideoError(f"{clip.info.name}: {text}")
+            frames[places.pop(index)] = frame
+    if frames is None or places:
+        raise _Unreliable
+    return VideoFrames(frames, clip.times_s[indices], clip.info)
+
+
+def _fit(width: int, height: int, size: int | None) -> tuple[int, int]:
+    scale = 1.0 if size is None else min(1.0, size / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+# Opening
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, bytes | bytearray):
+        return f"video of {len(source)} bytes"
+    if isinstance(source, np.ndarray):
+        return f"{source.dtype}{list(source.shape)}"
+    if isinstance(source, Image.Image):
+        return f"image of {source.width}x{source.height}"
+    if isinstance(source, list | tuple):
+        return f"list of {len(source)} images"
+    file_name = getattr(source, "name", None)
+    return file_name if isinstance(file_name, str) else f"video from {type(source).__name__}"
+
+
+def _open_clip(source: Source, source_fps: float) -> _Clip:
+    name = _name(source)
+    if not (math.isfinite(source_fps) and source_fps > 0):
+        raise VideoError(f"{name}: source_fps={source_fps}: give a positive number")
+    if isinstance(source, str | os.PathLike):
+        return _open_path(Path(source), name, source_fps)
+    if isinstance(source, bytes | bytearray):
+        return _open_file(io.BytesIO(source), name, source_fps)
+    if isinstance(source, Image.Image):
+        return _Pictures(name, "image", [source], source_fps)
+    if isinstance(source, np.ndarray):
+        return _Pictures(name, "array", source[None] if source.ndim == 3 else source, source_fps)
+    if isinstance(source, list | tuple):
+        return _Pictures(name, "list", source, source_fps)
+    if isinstance(source, io.TextIOBase) or not hasattr(source, "read"):
+        kinds = "a path, bytes, a file opened in binary mode, uint8[T, H, W, 3] or a list of images"
+        raise VideoError(f"{name}: cannot read a video from this type; give {kinds}")
+    return _open_file(source if source.seekable() else io.BytesIO(source.read()), name, source_fps)
+
+
+def _open_path(path: Path, name: str, source_fps: float) -> _Clip:
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")]
+        if not files:
+            suffixes = ", ".join(sorted(_IMAGE_SUFFIXES))
+            raise VideoError(f"{name}: the folder has no frames; give a video file or a folder of images ({suffixes})")
+        return _Pictures(name, "folder", sorted(files, key=_natural), source_fps)
+    if not path.exists():
+        raise VideoError(f"{name}: no such file or folder; check the path")
+    try:
+        with path.open("rb") as file:
+            return _open_file(file, name, source_fps, path.absolute())
+    except OSError as error:
+        raise VideoError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.casefold())]
+
+
+def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None = None) -> _Clip:
+    if file.seek(0, os.SEEK_END) == 0:
+        raise VideoError(f"{name}: the file is empty (0 bytes); copy or download it again")
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=_IMAGE_FORMATS)
+        is_video = image.get_format_mimetype() == "image/apng"
+    except Image.UnidentifiedImageError:
+        is_video = True
+    except Image.DecompressionBombError as error:
+        raise VideoError(f"{name}: {error}") from error
+    if is_video:
+        return _Video(path or file, name)
+    file.seek(0)
+    image = Image.open(io.BytesIO(file.read()), formats=_IMAGE_FORMATS)
+    if image.format == "WEBP" and image.n_frames > 1:
+        return _Animation(name, image)
+    return _Pictures(name, "image", [image], source_fps)
+
+
+# Pictures: arrays, images, folders
+
+
+class _Pictures:
+    """Frames that are separate pictures, loaded when they are chosen."""
+
+    def __init__(self, name: str, container: str, pictures: Sequence[Picture] | Pixels, fps: float) -> None:
+        if len(pictures) == 0:
+            raise VideoError(f"{name}: there are no frames in it; give at least one")
+        self._name, self._pictures = name, pictures
+        first = pictures[0]
+        codec = "raw"
+        if isinstance(first, str | os.PathLike):
+            codec = Path(first).suffix.lower().removeprefix(".")
+        elif isinstance(first, Image.Image) and first.format is not None:
+            codec = first.format.lower()
+        self.times_s = np.arange(len(pictures)) / fps
+        height, width = self._pixels(0, None).shape[:2]
+        self.info = VideoInfo(
+            name=name,
+            container=container,
+            codec=codec,
+            duration_s=len(pictures) / fps,
+            num_frames=len(pictures),
+            fps=fps,
+            width=width,
+            height=height,
+        )
+
+    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+        for index in indices:
+            yield index, self._pixels(index, size)
+
+    def _pixels(self, index: int, size: int | None) -> Pixels:
+        picture = self._pictures[index]
+        where = f"{self._name}: frame {index}"
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+                raise VideoError(f"{where} is {picture.dtype}{list(picture.shape)}; frames must be uint8[H, W, 3]")
+            if _fit(picture.shape[1], picture.shape[0], size) == (picture.shape[1], picture.shape[0]):
+                return picture
+            return _image_pixels(Image.fromarray(picture), where, size)
+        if isinstance(picture, Image.Image):
+            return _image_pixels(picture, where, size)
+        if isinstance(picture, str | os.PathLike):
+            where = f"{where}, {os.fspath(picture)},"
+            try:
+                with Image.open(picture) as image:
+                    return _image_pixels(image, where, size)
+            except (OSError, Image.DecompressionBombError) as error:
+                raise VideoError(f"{where} cannot be read: {error}") from error
+        raise VideoError(f"{where} is a {type(picture).__name__}; give a path, a Pillow image or uint8[H, W, 3]")
+
+    def scan(self) -> None:
+        raise AssertionError("pictures never promise more frames than they deliver")
+
+
+class _Animation:
+    """An animated image, through Pillow."""
+
+    def __init__(self, name: str, image: Image.Image) -> None:
+        ...
+
+
+def _image_pixels(image: Image.Image, where: str, size: int | None) -> Pixels:
+    """Return uint8[H, W, 3]: upright, on white where it is transparent."""
+    try:
+        if size is not None:
+            image.draft("RGB", (size, size))  # JPEG decodes straight to a half, quarter or eighth
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        return np.asarray(image.resize(_fit(image.width, image.height, size), Image.Resampling.BICUBIC))
+    except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        raise VideoError(f"{where} cannot be decoded: {error}") from error

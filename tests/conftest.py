@@ -1,0 +1,20 @@
+"""What every test needs: a fixed seed, no network, and no more threads than this worker's share of the cores."""
+
+import os
+
+# Before torch is imported. Two workers with two threads each are slower than two with one.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Make every test start from the same random numbers, whatever ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)

@@ -1,0 +1,117 @@
+"""Write small test media whose frames carry their number as a grid of black and white blocks."""
+
+import struct
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+from einops import repeat
+from numpy.typing import NDArray
+from PIL import Image
+
+_GRID = 4  # 4 x 4 blocks: 14 bits of number; the first block is white and the last one black, so a turned frame reads as -1
+
+
+def number_frame(number: int, width: int = 96, height: int = 64) -> NDArray[np.uint8]:
+    """Return uint8[height, width, 3] that shows `number` (0 to 16383) in blocks that survive lossy coding."""
+    bits = [1, *((number >> i) & 1 for i in range(_GRID * _GRID - 2)), 0]
+    blocks = np.array(bits, np.uint8).reshape(_GRID, _GRID) * 200 + 25
+    return repeat(blocks, "h w -> (h bh) (w bw) c", bh=height // _GRID, bw=width // _GRID, c=3)
+
+
+def read_number(frame: NDArray[np.uint8]) -> int:
+    """Return the number that `number_frame` wrote, or -1 where the frame does not stand upright."""
+    height, width = frame.shape[:2]
+    rows = [(2 * i + 1) * height // (2 * _GRID) for i in range(_GRID)]
+    columns = [(2 * i + 1) * width // (2 * _GRID) for i in range(_GRID)]
+    bits = (frame[np.ix_(rows, columns)].mean(-1) > 128).ravel()
+    if not bits[0] or bits[-1]:
+        return -1
+    return int(sum(int(bit) << i for i, bit in enumerate(bits[1:-1])))
+
+
+def read_numbers(frames: Iterable[NDArray[np.uint8]]) -> list[int]:
+    """Return `read_number` of every frame."""
+    return [read_number(frame) for frame in frames]
+
+
+def write_video(
+    file: Path | IO[bytes],
+    num_frames: int = 64,
+    *,
+    fps: Fraction | int = 30,
+    ticks: Sequence[int] | None = None,
+    ticks_per_s: int = 1000,
+    width: int = 96,
+    height: int = 64,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    rotation: int = 0,
+    hflip: bool = False,
+    audio: bool = False,
+    format: str | None = None,
+    codec_options: dict[str, str] | None = None,
+    muxer_options: dict[str, str] | None = None,
+) -> Path | IO[bytes]:
+    """Encode numbered frames 0, 1, 2, ...; `ticks` (in 1 / `ticks_per_s` s) gives a variable frame rate.
+
+    `rotation` (degrees counterclockwise) and `hflip` go into the display matrix and the pictures are stored turned the
+    other way: a reader that applies the matrix sees them upright, `width` x `height`.
+    """
+    name = str(file) if isinstance(file, Path) else file
+    with av.open(name, "w", format=format, options=muxer_options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=fps, options=codec_options or {})
+        turned = rotation % 180 != 0
+        stream.width, stream.height = (height, width) if turned else (width, height)
+        stream.pix_fmt = pix_fmt
+        time_base = Fraction(1, ticks_per_s) if ticks is not None else 1 / Fraction(fps)
+        stream.codec_context.time_base = time_base
+        if rotation or hflip:
+            stream.set_display_rotation(rotation, hflip=hflip)
+        sound: Any = container.add_stream("aac", rate=16000, layout="mono") if audio else None
+        if sound is not None:
+            _write_silence(container, sound, num_frames / Fraction(fps))
+        for number in range(num_frames):
+            picture = number_frame(number, width, height)
+            if hflip:
+                picture = picture[:, ::-1]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(picture, -rotation // 90)), format="rgb24")
+            frame.time_base = time_base
+            frame.pts = ticks[number] if ticks is not None else number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file
+
+
+def _write_silence(container: Any, stream: Any, duration_s: Fraction) -> None:
+    for start in range(0, int(duration_s * 16000), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def write_audio(path: Path, duration_s: int = 1) -> Path:
+    """Write a file with one silent audio stream and no video."""
+    with av.open(str(path), "w") as container:
+        _write_silence(container, container.add_stream("aac", rate=16000, layout="mono"), Fraction(duration_s))
+    return path
+
+
+def truncate(path: Path, keep: float) -> Path:
+    """Cut the file after the share `keep` of its bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    return path
+
+
+def damage(path: Path, start: float, stop: float) -> Path:
+    """Overwrite the bytes between the shares `start` and `stop` of the file."""
+    data = bytearray(path.read_bytes())
+    first, last = int(len(data) * start), int(len(data) * stop)
+    data[first:last] = np.random.default_rng(0).integers(0, 256, last - first, np.uint8).tobytes()
+    path.write_bytes(data)
+    return path

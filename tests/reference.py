@@ -1,0 +1,336 @@
+"""The compressor once more: slow, in float64, as nested loops, straight from the equations.
+
+This file is the judge of `hicom.model.compressor`. It takes one video and the parameters by name, works on single
+vectors in Python loops, projects the keys and values of every patch (the plain form of the global attention) and shares
+no code with the package, so that agreement of values and gradients means that both are right. torch supplies autograd
+and vectors only.
+
+Legend: a query, c instruction, x any vector; D vision width, K width of keys and instruction, C output width,
+T H W patch grid, L instruction length, g number of groups, k group size.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Params = Mapping[str, Tensor]
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the parameters alone do not say."""
+
+    dialect: str = "paper"
+    window: tuple[int, int, int] | None = (4, 3, 3)
+    local_injection: str = "direct"
+    global_injection: str = "coarse"
+    num_global_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Tokens of one video and where the branches looked."""
+
+    tokens: Tensor  # float[N, C]
+    local_attention: list[Tensor]  # one float[k_t, k_h, k_w] per group, in the order of the tokens
+    global_attention: list[Tensor]  # one float[heads, T, H, W] per learnable token
+
+
+# Vector arithmetic
+
+
+def linear(params: Params, name: str, x: Tensor) -> Tensor:
+    y = params[f"{name}.weight"] @ x
+    return y + params[f"{name}.bias"] if f"{name}.bias" in params else y
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def mlp(params: Params, name: str, x: Tensor) -> Tensor:
+    return linear(params, f"{name}.2", gelu(linear(params, f"{name}.0", x)))
+
+
+def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:
+    centred = x - x.sum() / len(x)
+    variance = (centred * centred).sum() / len(x)
+    return centred / torch.sqrt(variance + LAYER_NORM_EPS) * params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).sum())
+
+
+def softmax(logits: Sequence[Tensor]) -> list[Tensor]:
+    highest = max(float(logit.detach()) for logit in logits)
+    exponentials = [torch.exp(logit - highest) for logit in logits]
+    total = sum(exponentials[1:], start=exponentials[0])
+    return [exponential / total for exponential in exponentials]
+
+
+def weighted_sum(weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(vectors[0])
+    for weight, vector in zip(weights, vectors, strict=True):
+        total = total + weight * vector
+    return total
+
+
+# Groups, pooled queries, positions
+
+
+def group_starts(n: int, k: int) -> list[int]:
+    """ceil(n / k) groups of equal size that together cover the axis; the later steps are the shorter ones."""
+    g = math.ceil(n / k)
+    starts = [0]
+    if g == 1:
+        return starts
+    missing = g * k - n
+    shorter_by, still_shorter = divmod(missing, g - 1)
+    for step in range(g - 1):
+        is_among_the_last = step >= g - 1 - still_shorter
+        starts.append(starts[-1] + k - shorter_by - (1 if is_among_the_last else 0))
+    return starts
+
+
+def group_mean(values: Tensor, group: tuple[range, range, range]) -> Tensor:
+    """Paper: the pooled query of a group is the mean of its members."""
+    members = [values[t, h, w] for t in group[0] for h in group[1] for w in group[2]]
+    return sum(members[1:], start=members[0]) / len(members)
+
+
+def interpolation_weights(index: int, num_in: int, num_out: int) -> list[tuple[int, float]]:
+    """One axis of a linear interpolation, align_corners=False, no antialiasing: (source index, weight) pairs."""
+    source = max((index + 0.5) * num_in / num_out - 0.5, 0.0)
+    lower = math.floor(source)
+    upper = min(lower + 1, num_in - 1)
+    return [(lower, 1 - (source - lower)), (upper, source - lower)]
+
+
+def trilinear(values: Tensor, index: tuple[int, int, int], num_out: tuple[int, int, int]) -> Tensor:
+    """Release: the pooled query is one place of V interpolated to the grid of groups."""
+    total = torch.zeros_like(values[0, 0, 0])
+    for t, weight_t in interpolation_weights(index[0], values.shape[0], num_out[0]):
+        for h, weight_h in interpolation_weights(index[1], values.shape[1], num_out[1]):
+            for w, weight_w in interpolation_weights(index[2], values.shape[2], num_out[2]):
+                total = total + weight_t * weight_h * weight_w * values[t, h, w]
+    return total
+
+
+def position(t: int, h: int, w: int, width: int) -> Tensor:
+    """The usual sinusoids at full width for each axis, summed over the three axes."""
+    total = [0.0] * width
+    for place in (t, h, w):
+        for channel in range(width):
+            angle = place / 10000 ** ((channel - channel % 2) / width)
+            total[channel] += math.sin(angle) if channel % 2 == 0 else math.cos(angle)
+    return torch.tensor(total, dtype=torch.float64)
+
+
+# Attention and injection
+
+
+def multi_head(
+    params: Params, name: str, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Attention of one query over projected keys and values; returns the output and the weights of every head.
+
+    With a learnable logit scale beside the attention, q and k become unit vectors at full width, before the heads part.
+    """
+    q = linear(params, f"{name}.q_proj", query)
+    projected_keys = [linear(params, f"{name}.k_proj", key) for key in keys]
+    projected_values = [linear(params, f"{name}.v_proj", value) for value in values]
+    branch = name.rpartition(".")[0]
+    has_logit_scale = f"{branch}.logit_scale" in params
+    if has_logit_scale:
+        q, projected_keys = unit(q), [unit(key) for key in projected_keys]
+    num_heads = max(heads for heads in range(1, max(1, len(query) // 128) + 1) if len(query) % heads == 0)
+    head_width = len(query) // num_heads
+    outputs, weights = [], []
+    for head in range(num_heads):
+        part = slice(head * head_width, (head + 1) * head_width)
+        logits = []
+        for key in projected_keys:
+            product = (q[part] * key[part]).sum()
+            if has_logit_scale:
+                logits.append(scaled_logit(params, branch, product))
+            else:
+                logits.append(product / math.sqrt(head_width))
+        weights.append(softmax(logits))
+        outputs.append(weighted_sum(weights[-1], [value[part] for value in projected_values]))
+    return linear(params, f"{name}.out_proj", torch.cat(outputs)), weights
+
+
+def scaled_logit(params: Params, branch: str, product: Tensor) -> Tensor:
+    return torch.exp(params[f"{branch}.logit_scale"].squeeze()) * product + params[f"{branch}.logit_bias"].squeeze()
+
+
+def gate(params: Params, name: str, x: Tensor) -> Tensor:
+    """(1 - alpha) x + alpha LN(MLP(x)); the query's MLP is a single bias-free linear map. Absent gate: x."""
+    if f"{name}.alpha" not in params:
+        return x
+    alpha = params[f"{name}.alpha"].squeeze()
+    is_linear = f"{name}.proj.weight" in params
+    projected = linear(params, f"{name}.proj", x) if is_linear else mlp(params, f"{name}.proj", x)
+    return (1 - alpha) * x + alpha * layer_norm(params, f"{name}.norm", projected)
+
+
+def instruct(params: Params, branch: str, c: Tensor) -> Tensor:
+    """The instruction, or one token of it, at the width of the query and through its gate."""
+    if f"{branch}.injector.resize.0.weight" in params:
+        c = mlp(params, f"{branch}.injector.resize", c)
+    return gate(params, f"{branch}.injector.gate", c)
+
+
+def inject(params: Params, branch: str, injection: str, dialect: str, a: Tensor, instruction: Tensor | None) -> Tensor:
+    """The instructed query from `a`, the uninstructed one, by `instruction`: float[K], or float[L, K] (fine)."""
+    name = f"{branch}.injector"
+    if injection == "none":
+        return a
+    if injection == "direct":
+        c = instruct(params, branch, instruction)
+        return mlp(params, f"{name}.mlp", c) if dialect == "paper" else c
+    if injection == "coarse":
+        film = mlp(params, f"{name}.film", instruct(params, branch, instruction))
+        scale, shift = film[: len(a)], film[len(a) :]
+        if dialect == "paper":
+            return layer_norm(params, f"{name}.norm", a) * scale + shift
+        return layer_norm(params, f"{name}.norm", a * (1 + scale) + shift)
+    assert injection == "fine"
+    tokens = [instruct(params, branch, token) for token in instruction]
+    if dialect == "paper":
+        return multi_head(params, f"{name}.attention", layer_norm(params, f"{name}.norm", a), tokens, tokens)[0]
+    return layer_norm(params, f"{name}.norm", a + multi_head(params, f"{name}.attention", a, tokens, tokens)[0])
+
+
+# The two branches
+
+
+def local_branch(
+    params: Params, setting: Setting, values: Tensor, keys: Tensor | None, instruction: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One token per group: softmax(q . k / sqrt(D)) over the members of the group, then the readout MLP.
+
+    A learnable logit scale takes the place of 1 / sqrt(D). Instructed keys and the instruction are unit vectors then.
+    """
+    if keys is None or (setting.local_injection == "none" and setting.dialect == "paper"):
+        keys = values
+        is_guided = setting.local_injection != "none"
+    else:
+        is_guided = True
+    pooled = values if values.shape[-1] == keys.shape[-1] else keys
+    if "local.logit_scale" in params and is_guided:
+        keys = torch.stack([unit(key) for key in keys.flatten(0, 2)]).view_as(keys)
+        if setting.local_injection == "fine":
+            instruction = torch.stack([unit(token) for token in instruction])
+        elif setting.local_injection != "none":
+            instruction = unit(instruction)
+    sizes, starts = [], []
+    for axis, (n, k) in enumerate(zip(values.shape[:3], setting.window, strict=True)):
+        k = 1 if axis == 0 and n == 1 else k
+        sizes.append(min(n, k))
+        starts.append(group_starts(n, k))
+    num_groups = tuple(len(starts_of_axis) for starts_of_axis in starts)
+    outputs, maps = [], []
+    for i, start_t in enumerate(starts[0]):
+        for j, start_h in enumerate(starts[1]):
+            for m, start_w in enumerate(starts[2]):
+                group = tuple(
+                    range(start, start + size) for start, size in zip((start_t, start_h, start_w), sizes, strict=True)
+                )
+                if setting.dialect == "paper":
+                    query = group_mean(pooled, group)
+                else:
+                    query = trilinear(pooled, (i, j, m), num_groups)
+                query = gate(params, "local.query_gate", query)
+                query = inject(params, "local", setting.local_injection, setting.dialect, query, instruction)
+                output, weights = local_attention(params, query, values, keys, group)
+                outputs.append(mlp(params, "local.readout", output))
+                maps.append(torch.stack(weights).detach().reshape(sizes))
+    return outputs, maps
+
+
+def local_attention(
+    params: Params, query: Tensor, values: Tensor, keys: Tensor, group: tuple[range, range, range]
+) -> tuple[Tensor, list[Tensor]]:
+    logits, members = [], []
+    for t in group[0]:
+        for h in group[1]:
+            for w in group[2]:
+                product = (query * gate(params, "local.key_gate", keys[t, h, w])).sum()
+                if "local.logit_scale" in params:
+                    logits.append(scaled_logit(params, "local", product))
+                else:
+                    logits.append(product / math.sqrt(len(query)))
+                members.append(gate(params, "local.value_gate", values[t, h, w]))
+    weights = softmax(logits)
+    return weighted_sum(weights, members), weights
+
+
+def global_branch(
+    params: Params, setting: Setting, values: Tensor, instruction: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One token per learnable query: multi-head attention over all patches, then readout(query + attention).
+
+    The paper has no direct injection here. In the release the instruction takes the place of every learnable token,
+    which makes them all the same; in our paper dialect it is added to them.
+    """
+    num_frames, height, width, dim = values.shape
+    patches, placed = [], []
+    for t in range(num_frames):
+        for h in range(height):
+            for w in range(width):
+                patches.append(values[t, h, w])
+                placed.append(values[t, h, w] + position(t, h, w, dim))
+    outputs, maps = [], []
+    for n in range(setting.num_global_tokens):
+        learned = params["global_.query"][n] if "global_.query" in params else None
+        query = inject(params, "global_", setting.global_injection, setting.dialect, learned, instruction)
+        if setting.global_injection == "direct" and setting.dialect == "paper":
+            query = learned + query
+        attended, weights = multi_head(
+            params, "global_.attention", query, placed, patches if setting.dialect == "paper" else placed
+        )
+        outputs.append(mlp(params, "global_.readout", query + attended))
+        heads = torch.stack([torch.stack(head) for head in weights]).detach()
+        maps.append(heads.reshape(len(weights), num_frames, height, width))
+    return outputs, maps
+
+
+def compress(
+    params: Params,
+    setting: Setting,
+    values: Tensor,
+    keys: Tensor | None = None,
+    instruction: Tensor | None = None,
+    instruction_tokens: Tensor | None = None,
+    instruction_mask: Tensor | None = None,
+) -> Reference:
+    """Tokens of ONE video: the local grid flattened (t, h, w), then the global tokens.
+
+    Args:
+        params: float64 parameters by name. `local.*` and `global_.*` make their branch.
+        setting: Dialect, window and injections.
+        values: float[T, H, W, D].
+        keys: float[T, H, W, K], or None for the values.
+        instruction: float[K], the pooled instruction (direct, coarse).
+        instruction_tokens: float[L, K] (fine).
+        instruction_mask: bool[L], False for padding.
+    """
+    if instruction_mask is not None:
+        instruction_tokens = torch.stack(
+            [token for token, is_real in zip(instruction_tokens, instruction_mask.tolist(), strict=True) if is_real]
+        )
+    outputs, local_maps, global_maps = [], [], []
+    if "local.readout.0.weight" in params:
+        chosen = instruction_tokens if setting.local_injection == "fine" else instruction
+        outputs, local_maps = local_branch(params, setting, values, keys, chosen)
+    if "global_.readout.0.weight" in params:
+        chosen = instruction_tokens if setting.global_injection == "fine" else instruction
+        global_outputs, global_maps = global_branch(params, setting, values, chosen)
+        outputs = outputs + global_outputs
+    return Reference(torch.stack(outputs), local_maps, global_maps)

@@ -1,0 +1,428 @@
+"""The command line: answers, facts, and one clear line and exit code 2 for every wrong input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+import media
+from hicom import cli
+
+QUESTION = "what object moves left ?"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self) -> str:
+        """Return the one-line error of a wrong input."""
+        assert self.code == 2, self
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        *warnings, error = self.err.splitlines()
+        assert all(line.startswith("hicom: warning: ") for line in warnings), self.err
+        assert error.startswith("hicom: error: ")
+        return error.removeprefix("hicom: error: ")
+
+    def success(self) -> str:
+        """Return what a command that worked wrote."""
+        assert self.code == 0, self.err
+        return self.out
+
+
+Hicom = Callable[..., Result]
+
+
+@pytest.fixture
+def hicom(capfd: pytest.CaptureFixture[str]) -> Hicom:
+    """Run a command line in this process."""
+
+    def run(*args: object) -> Result:
+        code = cli.main([str(arg) for arg in args])
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random model."""
+    folder = tmp_path_factory.mktemp("model")
+    random = tiny.model()
+    random.save_pretrained(folder)
+    tiny.processor(random.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def broken_model(model: Path, tmp_path: Path) -> Path:
+    """Return a copy of the model, to be broken."""
+    return shutil.copytree(model, tmp_path / "broken")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a video of 16 frames."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    media.write_video(path, 16)
+    return path
+
+
+# Asking
+
+
+def test_ask_prints_the_answer_alone(hicom: Hicom, model: Path, clip: Path) -> None:
+    result = hicom("ask", clip, QUESTION, "--model", model, "--max-new-tokens", 4)
+    assert len(result.success().splitlines()) == 1
+    assert result.err == ""
+
+
+def test_verbose_prints_facts_counts_and_times(hicom: Hicom, model: Path, clip: Path) -> None:
+    out = hicom("ask", clip, QUESTION, "--model", model, "--verbose", "--max-new-tokens", 4).success()
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert "clip.mp4" in rows["video"]
+    assert "96x64" in rows["video"]
+    assert rows["question"] == QUESTION
+    # 4 frames of 5x5 patches, windows of (2, 2, 2), 3 global tokens
+    assert rows["tokens"].startswith("21 visual tokens in place of 100 (4.8 times fewer)")
+    for part in ("decode", "vision encoder", "compressor", "LLM"):
+        assert part in rows["seconds"]
+
+
+def test_json_holds_the_same_and_nothing_else_is_printed(hicom: Hicom, model: Path, clip: Path) -> None:
+    options = ["--model", model, "--max-new-tokens", 4]
+    facts = json.loads(hicom("ask", clip, QUESTION, *options, "--json", "--num-frames", 8).success())
+    assert facts["question"] == facts["instruction"] == QUESTION
+    assert facts["num_frames"] == len(facts["timestamps_s"]) == 8
+    assert (facts["num_visual_tokens"], facts["num_uncompressed_tokens"]) == (4 * 9 + 3, 200)
+    assert facts["window"] == [2, 2, 2]
+    assert facts["answer"] == hicom("ask", clip, QUESTION, *options, "--num-frames", 8).success().rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--window", 4, 5, 5], {"num_visual_tokens": 4, "window": [4, 5, 5]}),
+        (["--max-visual-tokens", 10], {"num_visual_tokens": 7}),
+        (["--fps", 15], {"num_frames": 8}),
+        (["--num-frames", 2, "--start-s", 0.2, "--end-s", 0.4], {"num_frames": 2}),
+        (["--instruction", "red circle"], {"instruction": "red circle"}),
+        (["--temperature", 0.7, "--top-p", 0.9], {"num_frames": 4}),
+        (["--num-beams", 2, "--dtype", "float32", "--device", "cpu"], {"num_frames": 4}),
+    ],
+)
+def test_options_reach_the_model(
+    hicom: Hicom, model: Path, clip: Path, options: list[Any], expected: dict[str, Any]
+) -> None:
+    facts = json.loads(
+        hicom("ask", clip, QUESTION, "--model", model, "--json", "--max-new-tokens", 4, *options).success()
+    )
+    assert {name: facts[name] for name in expected} == expected
+
+
+def test_a_window_larger_than_the_clip_is_one_group(hicom: Hicom, model: Path, clip: Path) -> None:
+    options = ["--model", model, "--max-new-tokens", 2, "--json", "--window", 99, 99, 99]
+    assert json.loads(hicom("ask", clip, QUESTION, *options).success())["num_visual_tokens"] == 1 + 3
+
+
+def test_chat_answers_line_by_line(
+    hicom: Hicom, model: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "questions").write_text(f"{QUESTION}\n\nis there a dog ?\n")
+    with (tmp_path / "questions").open() as questions:
+        monkeypatch.setattr(sys, "stdin", questions)
+        answers = hicom("chat", clip, "--model", model, "--max-new-tokens", 3).success().splitlines()
+    assert len(answers) == 2
+    assert answers[0] == hicom("ask", clip, QUESTION, "--model", model, "--max-new-tokens", 3).success().strip()
+
+
+# Describing and converting
+
+
+def test_info_describes_a_video(hicom: Hicom, clip: Path) -> None:
+    facts = json.loads(hicom("info", clip, "--json").success())
+    assert (facts["width"], facts["height"], facts["num_frames"]) == (96, 64, 16)
+    out = hicom("info", clip).success()
+    for fact in ("clip.mp4", "96x64", "16 frames", "h264"):
+        assert fact in out
+
+
+def test_info_describes_a_checkpoint(hicom: Hicom, model: Path) -> None:
+    facts = json.loads(hicom("info", model, "--json").success())
+    stored = load_file(model / "model.safetensors")
+    assert sum(facts["parameters"].values()) == sum(tensor.numel() for tensor in stored.values())
+    assert set(facts["parameters"]) == {
+        "vision_tower",
+        "instruction_encoder",
+        "compressor",
+        "language_model",
+        "lm_head",
+    }
+    assert facts["visual_tokens"] == {"8": 39, "16": 75, "32": 147, "64": 291, "128": 579}
+    assert (facts["dialect"], facts["window"], facts["num_global_tokens"]) == ("paper", [2, 2, 2], 3)
+    out = hicom("info", model).success()
+    for fact in ("compressor", "paper", "siglip_vision_model", "39 for 8"):
+        assert fact in out
+
+
+def test_info_describes_and_convert_converts_an_official_checkpoint(hicom: Hicom, tmp_path: Path) -> None:
+    source = Path(__file__).parent / "golden" / "direct_coarse"
+    facts = json.loads(hicom("info", source, "--json").success())
+    assert (facts["layout"], facts["dialect"]) == ("official release", "release")
+    assert (facts["local_injection"], facts["global_injection"]) == ("direct", "coarse")
+    hicom("convert", source, tmp_path / "converted").success()
+    converted = json.loads(hicom("info", tmp_path / "converted", "--json").success())
+    assert converted["layout"] == "transformers"
+    assert converted["parameters"] == facts["parameters"]
+    assert "not empty" in hicom("convert", source, tmp_path / "converted").error()
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["aks"], "unknown command 'aks'; did you mean 'ask'?"),
+        (["clip.mp4", "what?"], "unknown command 'clip.mp4'; choose one of ask, chat, info, convert, train, world"),
+        (["world", "mkae"], "unknown world command 'mkae'; did you mean 'make'?"),
+        (["train", "no-such-recipe"], "unknown recipe 'no-such-recipe'; "),
+    ],
+)
+def test_unknown_command_gets_a_suggestion(hicom: Hicom, args: list[str], message: str) -> None:
+    assert message in hicom(*args).error()
+
+
+@pytest.mark.parametrize(
+    ("args", "suggestion"),
+    [
+        (["ask", "c.mp4", "what?", "--widnow", "4", "3", "3"], "--window"),
+        (["ask", "c.mp4", "what?", "--num-frame", "4"], "--num-frames"),
+        (["info", "c.mp4", "--jsn"], "--json"),
+    ],
+)
+def test_unknown_option_gets_a_suggestion(hicom: Hicom, args: list[str], suggestion: str) -> None:
+    result = hicom(*args)
+    assert result.code == 2
+    assert result.out == ""
+    assert suggestion in result.err
+
+
+@pytest.mark.parametrize("args", [["ask"], ["ask", "c.mp4"], ["ask", "c.mp4", "q", "--window", "4"], ["convert", "a"]])
+def test_incomplete_command_line(hicom: Hicom, args: list[str]) -> None:
+    result = hicom(*args)
+    assert (result.code, result.out) == (2, "")
+
+
+def test_help_lists_every_command(hicom: Hicom) -> None:
+    out = hicom("--help").success()
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert hicom().success() == out
+
+
+@pytest.mark.parametrize("name", ["ask", "chat", "info", "convert", "train", "world"])
+def test_every_command_has_help(hicom: Hicom, name: str) -> None:
+    assert f"usage: hicom {name}" in hicom(name, "--help").success()
+
+
+# Wrong videos
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "text.mp4"
+    path.write_text("this is not a video\n" * 50)
+    return path
+
+
+def empty_file(folder: Path) -> Path:
+    path = folder / "empty.mp4"
+    path.touch()
+    return path
+
+
+def folder_without_frames(folder: Path) -> Path:
+    path = folder / "frames"
+    path.mkdir()
+    (path / "notes.txt").write_text("no pictures here")
+    return path
+
+
+WRONG_VIDEOS: dict[str, Callable[[Path], Path]] = {
+    "missing": lambda folder: folder / "missing.mp4",
+    "text": text_file,
+    "empty": empty_file,
+    "no frames": folder_without_frames,
+    "audio only": lambda folder: media.write_audio(folder / "audio.m4a"),
+}
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "info"])
+@pytest.mark.parametrize("kind", WRONG_VIDEOS)
+def test_wrong_video(hicom: Hicom, model: Path, tmp_path: Path, command: str, kind: str) -> None:
+    path = WRONG_VIDEOS[kind](tmp_path)
+    options = {"ask": [QUESTION, "--model", model], "chat": ["--model", model], "info": []}[command]
+    assert path.name in hicom(command, path, *options).error()
+
+
+def test_truncated_video_is_used_as_far_as_it_goes(hicom: Hicom, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp4"
+    # The index in front, as in a download that broke off.
+    media.write_video(path, 64, muxer_options={"movflags": "faststart"})
+    media.truncate(path, 0.6)
+    result = hicom("ask", path, QUESTION, "--model", model, "--max-new-tokens", 2)
+    result.success()
+    (warning,) = result.err.splitlines()
+    assert warning.startswith("hicom: warning: ")
+    assert "cut.mp4" in warning
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-frames", 0], "num_frames=0"),
+        (["--num-frames", -3], "num_frames=-3"),
+        (["--fps", 0], "fps=0"),
+        (["--start-s", 5], "start_s=5"),
+        (["--num-frames", 4, "--fps", 2], "fps"),
+        (["--window", 0, 3, 3], "window=(0, 3, 3)"),
+        (["--window", 2, 2, 2, "--max-visual-tokens", 50], "max_visual_tokens"),
+        (["--max-visual-tokens", 2], "max_visual_tokens=2"),
+        (["--max-new-tokens", 0], "max_new_tokens"),
+        (["--temperature", -1], "temperature"),
+        (["--instruction", " "], "instruction is empty"),
+        (["--device", "warp"], "warp"),
+    ],
+)
+def test_wrong_number(hicom: Hicom, model: Path, clip: Path, options: list[Any], message: str) -> None:
+    assert message in hicom("ask", clip, QUESTION, "--model", model, *options).error()
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_empty_question(hicom: Hicom, model: Path, clip: Path, question: str) -> None:
+    assert "question is empty" in hicom("ask", clip, question, "--model", model).error()
+
+
+def test_a_question_too_long_for_the_instruction_encoder_is_cut_with_a_warning(
+    hicom: Hicom, model: Path, clip: Path
+) -> None:
+    result = hicom("ask", clip, "what object moves left " * 9, "--model", model, "--max-new-tokens", 2)
+    result.success()
+    (warning,) = result.err.splitlines()
+    assert warning.startswith("hicom: warning: the instruction has 36 tokens, the instruction encoder takes 12")
+
+
+# Wrong models
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json"]
+)
+def test_model_folder_without_a_file(hicom: Hicom, broken_model: Path, clip: Path, file: str) -> None:
+    (broken_model / file).unlink()
+    error = hicom("ask", clip, QUESTION, "--model", broken_model).error()
+    assert file.removesuffix("_config.json").removesuffix(".json") in error
+    assert str(broken_model) in error
+
+
+def test_no_such_model(hicom: Hicom, clip: Path, tmp_path: Path) -> None:
+    assert "no-model" in hicom("ask", clip, QUESTION, "--model", tmp_path / "no-model").error()
+    assert "hicom-tnyi" in hicom("ask", clip, QUESTION, "--model", "hicom-tnyi").error()
+
+
+def test_wrong_tensors_are_all_named(hicom: Hicom, broken_model: Path, clip: Path) -> None:
+    file = broken_model / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.compressor.global_.query")
+    tensors["model.compressor.extra"] = torch.zeros(2)
+    tensors["model.vision_tower.head.probe"] = torch.zeros(1, 1, 7)
+    save_file(tensors, file, metadata={"format": "pt"})
+    error = hicom("ask", clip, QUESTION, "--model", broken_model).error()
+    for name in ("model.compressor.global_.query", "model.compressor.extra", "model.vision_tower.head.probe"):
+        assert name in error
+
+
+def test_pickled_weights_are_refused(hicom: Hicom, broken_model: Path, clip: Path) -> None:
+    torch.save(load_file(broken_model / "model.safetensors"), broken_model / "pytorch_model.bin")
+    (broken_model / "model.safetensors").unlink()
+    assert "pickle" in hicom("ask", clip, QUESTION, "--model", broken_model).error()
+
+
+def test_broken_weights(hicom: Hicom, broken_model: Path, clip: Path) -> None:
+    media.truncate(broken_model / "model.safetensors", 0.5)
+    assert "model.safetensors" in hicom("ask", clip, QUESTION, "--model", broken_model).error()
+
+
+def test_misspelt_configuration_key(hicom: Hicom, broken_model: Path, clip: Path) -> None:
+    config = json.loads((broken_model / "config.json").read_text())
+    (broken_model / "config.json").write_text(json.dumps(config | {"num_global_token": 3}))
+    for args in (["ask", clip, QUESTION, "--model", broken_model], ["info", broken_model]):
+        assert "did you mean 'num_global_tokens'?" in hicom(*args).error()
+
+
+# How errors come out
+
+
+def test_debug_shows_the_traceback(hicom: Hicom) -> None:
+    result = hicom("info", "missing.mp4", "--debug")
+    assert result.code == 2
+    assert result.err.startswith("Traceback")
+    assert result.err.splitlines()[-1].startswith("hicom: error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyError("x"), 1, "hicom: error: unexpected KeyError: 'x' (--debug shows where)\n"),
+        (ValueError("two\nlines"), 2, "hicom: error: two lines\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.mp4"),
+            2,
+            "hicom: error: a.mp4: No such file or directory\n",
+        ),
+        (ModuleNotFoundError("No module named 'peft'", name="peft"), 2, "hicom: error: this needs the package 'peft'"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_codes(hicom: Hicom, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str) -> None:
+    def fail(path: str, /) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", fail)
+    result = hicom("info", "a")
+    assert result.code == code
+    assert result.err.startswith(line)
+    assert len(result.err.splitlines()) == bool(line)
+
+
+# As a process
+
+COMMAND = [sys.executable, "-m", "hicom"]
+
+
+def test_process_exit_code_and_streams() -> None:
+    result = subprocess.run([*COMMAND, "info", "missing.mp4"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("hicom: error: missing.mp4")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = subprocess.Popen([*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 141

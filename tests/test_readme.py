@@ -1,0 +1,62 @@
+"""Every fenced block of the README runs as printed, in a folder that holds a clip.mp4.
+
+Blocks that set up the machine (`make ...`) are not run inside the test run that they would start: each of their lines
+has to name a target of the Makefile, whose commands `make --dry-run` can list.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hicom
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SETUP = [block for language, block in BLOCKS if language == "bash" and block.startswith("make ")]
+RUNNABLE = [(language, block) for language, block in BLOCKS if block not in SETUP]
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    assert README.count("```") == 2 * len(BLOCKS)
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+    assert len(SETUP) == 1
+
+
+@pytest.mark.parametrize(("language", "block"), RUNNABLE)
+def test_block_runs(language: str, block: str, tmp_path: Path) -> None:
+    shutil.copy(Path(hicom.__file__).parent / "assets" / "demo.mp4", tmp_path / "clip.mp4")
+    command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("line", [line for block in SETUP for line in block.splitlines()])
+def test_setup_line_is_a_make_target(line: str) -> None:
+    make, target = line.partition("#")[0].split()
+    assert make == "make"
+    result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_links_and_table_name_what_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_table_names_every_part() -> None:
+    package = Path(hicom.__file__).parent
+    parts = {path.name for path in package.iterdir() if not path.name.startswith("_") and path.name != "py.typed"}
+    listed = {Path(link).name for link in re.findall(r"\]\(src/hicom/([^)]+)\)", README)}
+    assert listed == parts
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    assert "make test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
