@@ -1,6 +1,5 @@
 """Write small test media whose frames carry their number as a grid of black and white blocks."""
 
-import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,9 +9,9 @@ import av
 import numpy as np
 from einops import repeat
 from numpy.typing import NDArray
-from PIL import Image
 
-_GRID = 4  # 4 x 4 blocks: 14 bits of number; the first block is white and the last one black, so a turned frame reads as -1
+# 4 x 4 blocks: 14 bits of number; the first block is white and the last one black, so that a turned frame reads as -1.
+_GRID = 4
 
 
 def number_frame(number: int, width: int = 96, height: int = 64) -> NDArray[np.uint8]:

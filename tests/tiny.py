@@ -27,7 +27,7 @@ from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import CHAT_TEMPLATE, HIComProcessor
 
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<video>", "<image>"]
-WORDS = (
+WORDS = (  # noqa: SIM905
     "user assistant system what which object moves left right up down is there a dog cat red blue circle in the video "
     "image describe yes no one two three how many first second and ? . , : ( ) A B C D Options Answer with letter"
 ).split()

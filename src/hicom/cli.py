@@ -51,10 +51,21 @@ class ModelOptions:
     """precision of the computation; by default what suits the device"""
 
     def load(self) -> VideoChat:
-        """Return the loaded model."""
-        from hicom.inference import VideoChat
+        """Return the loaded model.
 
+        Raises:
+            ValueError: the device does not exist, or the model cannot be loaded.
+        """
         with progress(f"loading {self.model}"):
+            import torch
+
+            from hicom.inference import VideoChat
+
+            try:
+                torch.empty(1, device=self.device)
+            except (AssertionError, RuntimeError) as error:  # of torch: no driver, or no such name
+                raise ValueError(f"--device {self.device} cannot be used: {error}") from None
+            quiet_transformers()
             return VideoChat.from_pretrained(self.model, device=self.device, dtype=self.dtype)
 
 
@@ -123,8 +134,11 @@ def ask(
         verbose: also print the video's facts, the visual tokens and the seconds each part took.
         as_json: print all of that as JSON.
     """
+    from hicom.video import probe
+
     if not question.strip():
         raise ValueError("the question is empty")
+    probe(video)  # what is wrong with it should be said before a large model is loaded
     chat = model.load()
     encoded = frames.encode(chat, video)
     with progress("answering"):
@@ -152,6 +166,9 @@ def chat(
         frames: which frames of the video the model sees.
         answer: how the video is compressed and the answers are written.
     """
+    from hicom.video import probe
+
+    probe(video)
     loaded = model.load()
     encoded = frames.encode(loaded, video)
     conversation = loaded.conversation(encoded)
@@ -164,6 +181,7 @@ def chat(
         try:
             question = input("> " if is_terminal else "")
         except EOFError:
+            print(end="\n" if is_terminal else "")
             return
         if question.strip():
             for piece in conversation.stream(question, **answer.keywords()):
@@ -204,16 +222,16 @@ def convert(
         src: an official checkpoint: a folder or a hub id.
         dst: the folder to write; it must not hold anything yet.
     """
-    from hicom.model.convert import convert_official
-
     with progress(f"converting {src}"):
+        from hicom.model.convert import convert_official
+
+        quiet_transformers()
         convert_official(src, dst, log=print)
 
 
 def train(args: Sequence[str]) -> None:
     """Train a model by a recipe."""
     from hicom.recipes import RECIPES
-    from hicom.train import run
 
     if not args or args[0] in ("-h", "--help"):
         print("usage: hicom train RECIPE [OPTIONS]    (hicom train RECIPE --help lists them)\n\nrecipes:")
@@ -221,7 +239,10 @@ def train(args: Sequence[str]) -> None:
         return
     recipe = lookup("recipe", args[0], RECIPES)
     default = recipe()
-    run(parse(type(default), f"train {args[0]}", args[1:], default=default, description=inspect.getdoc(recipe)))
+    config = parse(type(default), f"train {args[0]}", args[1:], default=default, description=inspect.getdoc(recipe))
+    from hicom.train import run
+
+    print(run(config))
 
 
 def world(args: Sequence[str]) -> None:
@@ -256,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in args
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = show_warning
+            warnings.showwarning = warning_printer()
             dispatch([each for each in args if each != "--debug"])
         sys.stdout.flush()
     except SystemExit as stop:  # tyro has printed help, or what is wrong with the options
@@ -336,9 +357,25 @@ def progress(text: str) -> Iterator[None]:
         yield
 
 
-def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning as one line, without the source line that raised it."""
-    print(f"hicom: warning: {one_line(message)}", file=sys.stderr)
+def quiet_transformers() -> None:
+    """Keep what transformers logs, and its progress bars, off stderr: errors and warnings are what users act upon."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def warning_printer() -> Callable[..., None]:
+    """Return what prints a warning as one line, without the source line that raised it, and the same one only once."""
+    shown = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = one_line(message)
+        if line not in shown:
+            shown.add(line)
+            print(f"hicom: warning: {line}", file=sys.stderr)
+
+    return show
 
 
 def error_text(error: Exception) -> str:

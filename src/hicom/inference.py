@@ -63,8 +63,8 @@ class Answer(str):
         num_uncompressed_tokens: what it would have read without compression.
         instruction: what steered the compressor.
         window: (T, H, W) of the local branch in force; None without one.
-        timings: seconds by part: `decode`, `vision encoder`, `compressor` (with the instruction encoder) and `LLM`. Of a
-            batch of questions the last two are the whole batch's.
+        timings: seconds by part: `decode`, `vision encoder`, `compressor` (with the instruction encoder) and `LLM`. The
+            last two are the whole batch's where several questions are asked at once.
     """
 
     num_visual_tokens: int
@@ -110,7 +110,12 @@ class VideoChat:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "hicom-tiny", *, device: str | None = None, dtype: str | torch.dtype | None = None, **kwargs: Any
+        cls,
+        name: str | Path = "hicom-tiny",
+        *,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Load a model.
 
@@ -128,19 +133,16 @@ class VideoChat:
         weight_files(folder)
         if device is None and "device_map" not in kwargs:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if isinstance(dtype, str):
-            if not isinstance(getattr(torch, dtype, None), torch.dtype):
-                raise ValueError(f"dtype={dtype!r} is not a precision of torch; try float32, bfloat16 or float16")
-            dtype = getattr(torch, dtype)
-        if dtype is None and device == "cpu":
-            dtype = torch.float32
+        precision = _precision(dtype)
+        if precision is None and device == "cpu":
+            precision = torch.float32
         if is_official(folder):
-            model = load_official(folder, dtype=dtype)  # type: ignore[arg-type]
+            model = load_official(folder, dtype=precision)
             processor = official_processor(folder, model)
             if processor is None:
                 raise ValueError(
-                    f"{name}: tokenizers are missing, so no question can be asked; put the LLM's tokenizer into the folder "
-                    f"and the vision tower's folder, with its tokenizer, beside it"
+                    f"{name}: tokenizers are missing, so no question can be asked; put the LLM's tokenizer into the "
+                    f"folder and the vision tower's folder, with its tokenizer, beside it"
                 )
         else:
             if read_json(folder / "config.json").get("model_type") != "hicom":
@@ -148,10 +150,10 @@ class VideoChat:
             missing = [f for f in ("processor_config.json", "tokenizer_config.json") if not (folder / f).is_file()]
             if missing:
                 raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
-            model = HIComForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto", **kwargs)
+            model = HIComForConditionalGeneration.from_pretrained(folder, dtype=precision or "auto", **kwargs)
             processor = HIComProcessor.from_pretrained(folder)
         if device is not None:
-            model = model.to(device)  # type: ignore[arg-type]
+            model = model.to(device)
         return cls(model, processor)
 
     @torch.inference_mode()
@@ -318,7 +320,7 @@ class VideoChat:
                 tokens.extend(output.tokens)
                 counts.append(sum(len(x) for x in output.tokens))
         media = [{"type": "video"}] * len(videos)
-        rendered = []
+        rendered: list[list[dict[str, Any]]] = []
         for conversation in conversations:
             first, *rest = conversation
             content = [*media, {"type": "text", "text": first["content"]}]
@@ -331,13 +333,13 @@ class VideoChat:
             video_num_frames=num_frames * len(conversations),
             window=window,
         )
-        input_ids = batch["input_ids"].to(device)  # type: ignore[index]
+        input_ids = batch["input_ids"].to(device)
         embeddings = place_tokens(
             model.get_input_embeddings()(input_ids), input_ids, model.config.video_token_id, tuple(tokens), "video"
         )
         return _Prompt(
             embeddings,
-            batch["attention_mask"].to(device),  # type: ignore[index]
+            batch["attention_mask"].to(device),
             instructions,
             counts,
             sum(encoded.num_patches for encoded in videos),
@@ -480,6 +482,16 @@ def embedded_models() -> list[str]:
     """Return the names of the models inside this package."""
     folder = Path(str(files("hicom"))) / "assets"
     return sorted(path.parent.name for path in folder.glob("*/config.json"))
+
+
+def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a precision given by itself or by name."""
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"dtype={dtype!r} is not a precision of torch; try float32, bfloat16 or float16")
+        return found
+    return dtype
 
 
 def _instruction(conversation: list[dict[str, str]], instruction: str | None) -> str:

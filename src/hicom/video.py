@@ -1,9 +1,9 @@
 """Open a video, choose frames, return them with their times: the only place that decodes.
 
-Videos go through PyAV. The packets are read once without decoding, which gives the exact presentation time of every frame
-whatever the container's header says; then only the groups of pictures that hold chosen frames are decoded, and pictures
-that no other one refers to are skipped unless chosen. Where time stamps cannot be trusted, or chosen frames turn out to be
-damaged, everything is decoded once to learn what is there and the frames are chosen again from that.
+Videos go through PyAV. The packets are read once without decoding, which gives the exact presentation time of every
+frame whatever the container's header says; then only the groups of pictures that hold chosen frames are decoded, and
+pictures that no other one refers to are skipped unless chosen. Where time stamps cannot be trusted, or chosen frames
+turn out to be damaged, everything is decoded once to learn what is there and the frames are chosen again from that.
 
 Still images and animated WebP go through Pillow, as do frames given as a folder or a list.
 """
@@ -15,21 +15,28 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Protocol, TypeAlias
+from typing import IO, Any, NamedTuple, Protocol, TypeAlias
 
 import av
+import av.error
 import numpy as np
+from av.audio.stream import AudioStream
+from av.codec.context import ThreadType
 from av.container import InputContainer
-from av.video.frame import PictureType
+from av.packet import Packet
+from av.stream import Discard, Disposition, Stream
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.WebPImagePlugin import WebPImageFile
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
@@ -49,8 +56,8 @@ class VideoWarning(UserWarning):
     """A source that is read, but not the way it was asked for."""
 
 
-class _Unreliable(Exception):
-    """The packets promised frames that the decoder did not deliver."""
+class _ChooseAgain(Exception):
+    """Frames that the packets promised did not decode; the clip now knows which frames do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +168,11 @@ def read_frames(
             folder of images, read in natural order (frame2 before frame10); a still image; uint8[T, H, W, 3] or
             uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]).
         num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video.
-        fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each frame once, also at an fps above the video's.
+        fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
         timestamps_s: the frames on screen at these times, in this order.
         start_s: choose among the frames on screen from this time on, relative to the first frame.
-        end_s: choose among the frames on screen before this time; past the end of the video it means the end, with a warning.
-        max_frames: with `fps` or alone: where there would be more frames, take this many spread evenly over the same range.
+        end_s: choose among the frames on screen before this time; a time past the end means the end, with a warning.
+        max_frames: with `fps` or alone: where there would be more, take this many spread evenly over the same range.
         size: scale down so that the longer side has at most this many pixels; never up.
         source_fps: frames per second of sources that have no times: folders, lists, arrays.
 
@@ -173,7 +180,7 @@ def read_frames(
         VideoError: the source is not a video that can be read, or the choice makes no sense for it.
 
     Warns:
-        VideoWarning: the video is truncated or damaged (the frames are chosen from what decodes), or shorter than `end_s`.
+        VideoWarning: the video is truncated or damaged (frames are chosen from what decodes), or shorter than `end_s`.
     """
     name = _name(source)
     choice = _Choice(
@@ -190,8 +197,7 @@ def read_frames(
     clip = _open_clip(source, source_fps)
     try:
         result = _read(clip, choice.indices(clip.times_s, clip.info.duration_s), size)
-    except _Unreliable:
-        clip.scan()
+    except _ChooseAgain:
         result = _read(clip, choice.indices(clip.times_s, clip.info.duration_s), size)
     if clip.info.damage:
         warnings.warn(f"{name}: {clip.info.damage}; using those", VideoWarning, stacklevel=2)
@@ -220,13 +226,17 @@ class _Choice:
         ways = {"num_frames": self.num_frames, "fps": self.fps, "timestamps_s": self.timestamps_s}
         given = [way for way, value in ways.items() if value is not None]
         if len(given) > 1:
-            raise VideoError(f"{self.name}: {' and '.join(given)} are different ways to choose frames; give one of them")
+            raise VideoError(
+                f"{self.name}: {' and '.join(given)} are different ways to choose frames; give one of them"
+            )
         if self.num_frames is not None:
             _check_count(self.name, "num_frames", self.num_frames)
         if self.max_frames is not None:
             _check_count(self.name, "max_frames", self.max_frames)
             if self.num_frames is not None or self.timestamps_s is not None:
-                raise VideoError(f"{self.name}: max_frames={self.max_frames} goes with fps or alone, not with {given[0]}")
+                raise VideoError(
+                    f"{self.name}: max_frames={self.max_frames} goes with fps or alone, not with {given[0]}"
+                )
         if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
             raise VideoError(f"{self.name}: fps={self.fps}: give a positive number")
         for key, value in {"start_s": self.start_s, "end_s": self.end_s}.items():
@@ -242,12 +252,14 @@ class _Choice:
 
     def indices(self, times_s: NDArray[np.float64], duration_s: float) -> list[int]:
         """Return the indices, into `times_s` (ascending), of the frames to read, in the order to return them."""
-        # Containers round times to their clock (Matroska: to 1 ms), so a time asked for counts as reached half a tick early.
+        # Containers round times to their clock (Matroska: to 1 ms): a frame counts as on screen half a tick early.
         reached_s = times_s - 0.0005 - 1e-6
         if self.timestamps_s is not None:
             for time_s in self.timestamps_s:
                 if not 0 <= time_s <= duration_s:  # also catches NaN
-                    raise VideoError(f"{self.name}: timestamp {time_s} s is not between 0 and the duration, {duration_s:g} s")
+                    raise VideoError(
+                        f"{self.name}: timestamp {time_s} s is not between 0 and the duration, {duration_s:g} s"
+                    )
             on_screen = np.searchsorted(reached_s, np.asarray(self.timestamps_s, np.float64), side="right") - 1
             return [int(i) for i in on_screen.clip(0)]
         start_s = self.start_s or 0.0
@@ -258,7 +270,7 @@ class _Choice:
         stop = max(int(np.searchsorted(reached_s, end_s - 0.001, side="left")), first + 1)
         chosen = np.arange(first, stop)
         if self.fps is not None:
-            # Frame i is on screen at some start_s + k / fps exactly if an integer k lies in [begin, end) of its time on screen.
+            # A frame is on screen at some start_s + k / fps exactly if an integer k lies in its [begin, end).
             begins = (reached_s[first:stop] - start_s) * self.fps
             ends = np.append(begins[1:], (end_s - start_s) * self.fps)
             chosen = chosen[np.maximum(np.ceil(begins), 0) < ends]
@@ -281,10 +293,7 @@ class _Clip(Protocol):
     times_s: NDArray[np.float64]  # ascending, of the frames that can be read, relative to the first frame of the video
 
     def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
-        """Yield (index, uint8[H, W, 3]) for ascending indices without repeats."""
-
-    def scan(self) -> None:
-        """Decode everything to learn which frames there are."""
+        """Yield (index, uint8[H, W, 3]) of all `indices`, which are ascending and do not repeat."""
 
 
 def _read(clip: _Clip, indices: list[int], size: int | None) -> VideoFrames:
@@ -292,17 +301,15 @@ def _read(clip: _Clip, indices: list[int], size: int | None) -> VideoFrames:
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
     frames: Pixels | None = None
-    with closing(clip.frames(sorted(places), size)) as decoded:
-        for index, frame in decoded:
-            if frames is None:
-                frames = np.empty((len(indices), *frame.shape), np.uint8)
-            if frame.shape != frames.shape[1:]:
-                sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, frames.shape[1:])]
-                text = f"frame {index} is {sizes[0]} but those before it are {sizes[1]}; make them the same size"
-                raise VideoError(f"{clip.info.name}: {text}")
-            frames[places.pop(index)] = frame
-    if frames is None or places:
-        raise _Unreliable
+    for index, frame in clip.frames(sorted(places), size):
+        if frames is None:
+            frames = np.empty((len(indices), *frame.shape), np.uint8)
+        if frame.shape != frames.shape[1:]:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, frames.shape[1:])]
+            text = f"frame {index} is {sizes[0]} but those before it are {sizes[1]}; make them the same size"
+            raise VideoError(f"{clip.info.name}: {text}")
+        frames[places[index]] = frame
+    assert frames is not None  # at least one frame is chosen, and a clip yields what it is asked for
     return VideoFrames(frames, clip.times_s[indices], clip.info)
 
 
@@ -343,7 +350,7 @@ def _open_clip(source: Source, source_fps: float) -> _Clip:
         return _Pictures(name, "array", source[None] if source.ndim == 3 else source, source_fps)
     if isinstance(source, list | tuple):
         return _Pictures(name, "list", source, source_fps)
-    if isinstance(source, io.TextIOBase) or not hasattr(source, "read"):
+    if isinstance(source, io.TextIOBase | Sequence) or not hasattr(source, "read"):
         kinds = "a path, bytes, a file opened in binary mode, uint8[T, H, W, 3] or a list of images"
         raise VideoError(f"{name}: cannot read a video from this type; give {kinds}")
     return _open_file(source if source.seekable() else io.BytesIO(source.read()), name, source_fps)
@@ -351,11 +358,14 @@ def _open_clip(source: Source, source_fps: float) -> _Clip:
 
 def _open_path(path: Path, name: str, source_fps: float) -> _Clip:
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")]
+        files = [
+            file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")
+        ]
         if not files:
             suffixes = ", ".join(sorted(_IMAGE_SUFFIXES))
             raise VideoError(f"{name}: the folder has no frames; give a video file or a folder of images ({suffixes})")
-        return _Pictures(name, "folder", sorted(files, key=_natural), source_fps)
+        files.sort(key=_natural)
+        return _Pictures(name, "folder", files, source_fps)
     if not path.exists():
         raise VideoError(f"{name}: no such file or folder; check the path")
     try:
@@ -376,7 +386,7 @@ def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None 
     try:
         image = Image.open(file, formats=_IMAGE_FORMATS)
         is_video = image.get_format_mimetype() == "image/apng"
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         is_video = True
     except Image.DecompressionBombError as error:
         raise VideoError(f"{name}: {error}") from error
@@ -384,7 +394,7 @@ def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None 
         return _Video(path or file, name)
     file.seek(0)
     image = Image.open(io.BytesIO(file.read()), formats=_IMAGE_FORMATS)
-    if image.format == "WEBP" and image.n_frames > 1:
+    if isinstance(image, WebPImageFile) and image.n_frames > 1:
         return _Animation(name, image)
     return _Pictures(name, "image", [image], source_fps)
 
@@ -442,22 +452,40 @@ class _Pictures:
                 raise VideoError(f"{where} cannot be read: {error}") from error
         raise VideoError(f"{where} is a {type(picture).__name__}; give a path, a Pillow image or uint8[H, W, 3]")
 
-    def scan(self) -> None:
-        raise AssertionError("pictures never promise more frames than they deliver")
-
 
 class _Animation:
-    """An animated image, through Pillow."""
+    """An animated WebP; FFmpeg reads only the first frame of those."""
 
-    def __init__(self, name: str, image: Image.Image) -> None:
-        ...
+    def __init__(self, name: str, image: WebPImageFile) -> None:
+        self._name, self._image = name, image
+        durations_s = [self._duration_s(index) for index in range(image.n_frames)]
+        ends_s = np.cumsum(durations_s)
+        self.times_s = ends_s - durations_s
+        self.info = VideoInfo(
+            name=name,
+            container="webp",
+            codec="webp",
+            duration_s=float(ends_s[-1]),
+            num_frames=len(durations_s),
+            fps=len(durations_s) / float(ends_s[-1]),
+            width=image.width,
+            height=image.height,
+        )
+
+    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+        for index in indices:
+            self._image.seek(index)
+            yield index, _image_pixels(self._image, f"{self._name}: frame {index}", size)
+
+    def _duration_s(self, index: int) -> float:
+        self._image.seek(index)
+        self._image.load()  # the duration is known once the frame is decoded
+        return (self._image.info["duration"] or 100) / 1000  # browsers show frames without a duration for 100 ms
 
 
 def _image_pixels(image: Image.Image, where: str, size: int | None) -> Pixels:
     """Return uint8[H, W, 3]: upright, on white where it is transparent."""
     try:
-        if size is not None:
-            image.draft("RGB", (size, size))  # JPEG decodes straight to a half, quarter or eighth
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -468,3 +496,297 @@ def _image_pixels(image: Image.Image, where: str, size: int | None) -> Pixels:
         return np.asarray(image.resize(_fit(image.width, image.height, size), Image.Resampling.BICUBIC))
     except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         raise VideoError(f"{where} cannot be decoded: {error}") from error
+
+
+# Videos: PyAV
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_frame: bool  # one that is shown: not there for reference only and not cut away by an edit list
+    is_corrupt: bool
+
+
+class _Video:
+    """The best video stream of a file.
+
+    A frame is recognised by its presentation time stamp or, once everything was decoded because those cannot be relied
+    on, by its number among the frames that decode.
+    """
+
+    def __init__(self, file: Path | IO[bytes], name: str) -> None:
+        self._file, self._name = file, name
+        self._num_errors = 0
+        self._num_empty = 0
+        self._reformatter = VideoReformatter()
+        frame: VideoFrame | None = None
+        with self._opened() as (container, stream):
+            codec = stream.codec_context.codec.canonical_name
+            self._packets: list[_Packet] = []
+            for packet in self._demux(container, stream):
+                self._packets.append(_describe_packet(packet, codec))
+                if frame is None:
+                    frame = next(iter(self._decode(stream, packet)), None)
+            if frame is None:
+                frame = next(iter(self._decode(stream, None)), None)
+            if not self._packets:
+                raise VideoError(f"{name}: the video stream has no frames; record or download the file again")
+            if frame is None:
+                raise VideoError(
+                    f"{name}: none of its {len(self._packets)} frames decodes ({codec}); download it again"
+                )
+            self._time_base = float(stream.time_base or 0)
+            self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
+            self._orientation = _orientation(frame)
+            self._can_seek = container.format.name.startswith(("mov,", "matroska,"))
+            self._num_declared = self._count_declared(container, stream)
+            turned = self._orientation[0]
+            self.info = VideoInfo(
+                name=name,
+                container=_container_name(name, container.format.name),
+                codec=codec,
+                duration_s=0.0,
+                num_frames=0,
+                fps=0.0,
+                width=frame.height if turned else frame.width,
+                height=frame.width if turned else frame.height,
+                rotation=round(frame.rotation),
+                has_audio=len(container.streams.audio) > 0,
+                streams=tuple(_describe_stream(each) for each in container.streams),
+            )
+            # AVI stores no presentation times: with reordered frames FFmpeg's guesses are those of other frames.
+            guessed = container.format.name == "avi" and any(packet.pts != packet.dts for packet in self._packets)
+        self._frames = [i for i, packet in enumerate(self._packets) if packet.is_frame and not packet.is_corrupt]
+        self._is_scanned = False
+        if guessed or not self._frames or not self._has_reliable_times():
+            self._scan()
+        else:
+            self._frames.sort(key=self._pts)
+            last = self._packets[self._frames[-1]]
+            self._set_times([self._pts(i) for i in self._frames], last.duration * self._time_base)
+
+    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+        if self._is_scanned:
+            wanted = set(indices)
+            for number, frame in enumerate(self._run([(0, len(self._packets))])):
+                if number in wanted:
+                    yield number, self._pixels(frame, size)
+                if number == indices[-1]:
+                    return
+            raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
+        missing = {self._pts(self._frames[index]): index for index in indices}
+        spans = self._spans(indices)
+        starts = {self._pts(first) for first, _ in spans}
+        previous = -math.inf
+        for frame in self._run(spans, frozenset(missing)):
+            if frame.pts is None or frame.pts <= previous:
+                break
+            if frame.pts in starts and frame.pict_type in (PictureType.P, PictureType.B):
+                break  # called a key frame, but it needs others
+            previous = frame.pts
+            if frame.pts in missing:
+                yield missing.pop(frame.pts), self._pixels(frame, size)
+        if missing:
+            self._scan()
+            raise _ChooseAgain
+
+    # The frames there are
+
+    def _pts(self, position: int) -> int:
+        pts = self._packets[position].pts
+        assert pts is not None
+        return pts
+
+    def _has_reliable_times(self) -> bool:
+        pts = [packet.pts for packet in self._packets]
+        dts = [packet.dts for packet in self._packets if packet.dts is not None]
+        return None not in pts and len(set(pts)) == len(pts) and all(a <= b for a, b in pairwise(dts))
+
+    def _scan(self) -> None:
+        """Decode everything to learn which frames there are."""
+        self._is_scanned = True
+        self._num_errors = 0
+        stamps = [frame.pts for frame in self._run([(0, len(self._packets))])]
+        if not stamps:
+            raise VideoError(f"{self._name}: none of its frames decodes; download it again")
+        known = [stamp for stamp in stamps if stamp is not None]
+        if len(known) < len(stamps) or any(a >= b for a, b in pairwise(known)):
+            self._time_base, known = 1 / self._rate, list(range(len(stamps)))
+        self._set_times(known, 1 / self._rate)
+
+    def _set_times(self, stamps: list[int], last_duration_s: float) -> None:
+        self.times_s = (np.array(stamps) - stamps[0]) * self._time_base
+        duration_s = float(self.times_s[-1]) + (last_duration_s or 1 / self._rate)
+        num_packets = len(self._packets) + self._num_empty
+        num_frames = sum(packet.is_frame for packet in self._packets)
+        is_truncated = self._num_declared > num_packets
+        if is_truncated:
+            num_frames += self._num_declared - num_packets
+        is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
+        damage = ""
+        if len(stamps) < num_frames and (is_truncated or is_damaged):
+            damage = f"{'truncated' if is_truncated else 'damaged'}: {len(stamps)} of {num_frames} frames decode"
+        self.info = replace(
+            self.info,
+            duration_s=duration_s,
+            num_frames=len(stamps),
+            fps=len(stamps) / duration_s,
+            damage=damage,
+        )
+
+    def _count_declared(self, container: InputContainer, stream: VideoStream) -> int:
+        """Return how many packets the header promises, 0 where it does not say."""
+        if container.format.name.startswith("mov,"):
+            return len(stream.index_entries)  # unlike `stream.frames` without those that an edit list cuts away
+        if container.format.name.startswith("matroska,"):
+            tags = [value for key, value in stream.metadata.items() if key.startswith("DURATION")]
+            if not tags:
+                return 0
+            hours, minutes, seconds = tags[0].split(":")
+            declared_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+            read_s = max(packet.pts or 0 for packet in self._packets) * self._time_base
+            # Within half a second the tag may count otherwise than we do.
+            return round(declared_s * self._rate) if declared_s - read_s > 0.5 else 0
+        return stream.frames
+
+    # Decoding
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        # Playlists are files too: none may reach the network, and one in memory no other file.
+        options = {"protocol_whitelist": "file" if isinstance(self._file, Path) else "pipe"}
+        if not isinstance(self._file, Path):
+            self._file.seek(0)
+        try:
+            container = av.open(self._file, mode="r", metadata_errors="replace", options=options)
+        except (av.error.FFmpegError, OSError) as error:
+            text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
+            raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
+        with container:
+            streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+            if not streams:
+                kinds = " and ".join(sorted({each.type for each in container.streams})) or "no stream"
+                raise VideoError(
+                    f"{self._name}: there is no video in it, only {kinds}; give a file with a video stream"
+                )
+            best = container.streams.best("video")
+            stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
+            if stream.codec_context is None:
+                raise VideoError(f"{self._name}: FFmpeg has no decoder for its video; convert it to h264")
+            for other in container.streams:
+                if other is not stream:
+                    other.discard = Discard.all
+            stream.codec_context.thread_type = ThreadType.FRAME
+            stream.codec_context.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+            yield container, stream
+
+    def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+        self._num_empty = 0
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    yield packet
+                elif packet.pts is not None:
+                    self._num_empty += 1  # AVI repeats a frame this way
+        except av.error.FFmpegError:
+            self._num_errors += 1  # what comes after cannot be read
+
+    def _decode(self, stream: VideoStream, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        """Return the undamaged frames that come out after `packet` goes in; None for the last ones."""
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            self._num_errors += 1
+            return []
+        clean = [frame for frame in frames if not frame.is_corrupt]
+        self._num_errors += len(frames) - len(clean)
+        return clean
+
+    def _spans(self, indices: list[int]) -> list[tuple[int, int]]:
+        """Return which packets, first and last in decoding order, give the frames `indices`."""
+        keys = [position for position, packet in enumerate(self._packets) if packet.is_key]
+        spans: list[tuple[int, int]] = []
+        for index in indices:
+            position = self._frames[index]
+            key = bisect_right(keys, position) - 1
+            while key >= 0 and self._pts(keys[key]) > self._pts(position):
+                key -= 1  # a leading picture: shown before the key frame that it follows in the file
+            first = keys[key] if key >= 0 else 0
+            if spans and first <= spans[-1][1] + 1:
+                spans[-1] = (min(first, spans[-1][0]), max(position, spans[-1][1]))
+            else:
+                spans.append((first, position))
+        return spans
+
+    def _run(self, spans: list[tuple[int, int]], wanted: frozenset[int] | None = None) -> Iterator[VideoFrame]:
+        """Decode spans of packets; with `wanted`, skip what neither these time stamps nor other frames need."""
+        with self._opened() as (container, stream):
+            context = stream.codec_context
+            if wanted is None:
+                context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
+            packets: Iterator[tuple[int, Packet[VideoStream]]] = enumerate(self._demux(container, stream))
+            position = -1
+            for first, last in spans:
+                if self._can_seek and first - position > _SEEK_PACKETS:
+                    container.seek(self._pts(first), stream=stream)
+                    positions = {packet.pts: i for i, packet in enumerate(self._packets)}
+                    packets = ((positions[packet.pts], packet) for packet in self._demux(container, stream))
+                is_started = False
+                for position, packet in packets:
+                    is_started = is_started or position == first
+                    if is_started:
+                        # The first packet is needed anyway; some decoders read this setting only when they open.
+                        is_needed = wanted is None or position == first or packet.pts in wanted
+                        context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                        yield from self._decode(stream, packet)
+                    if position >= last:
+                        break
+                yield from self._decode(stream, None)
+                context.flush_buffers()
+
+    def _pixels(self, frame: VideoFrame, size: int | None) -> Pixels:
+        is_turned, flip_x, flip_y = self._orientation
+        width, height = _fit(self.info.width, self.info.height, size)
+        if is_turned:
+            width, height = height, width
+        bicubic = Interpolation.BICUBIC
+        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=bicubic, threads=1)
+        pixels = np.asarray(scaled.to_ndarray(), np.uint8)
+        if is_turned:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def _describe_packet(packet: Packet[VideoStream], codec: str) -> _Packet:
+    # A VP8 packet may hold a picture for reference only: bit 4 of its header says whether it is shown (RFC 6386, 9.1).
+    is_frame = not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
+    return _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_frame, packet.is_corrupt)
+
+
+def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """Return whether to swap the axes and then to flip x and y, so that the picture stands upright."""
+    side_data: Mapping[Any, Any] = frame.side_data
+    if "DISPLAYMATRIX" not in side_data:
+        return False, False, False
+    # 16.16 fixed point: x' = a x + c y, y' = b x + d y. Angles between right ones go to the nearest.
+    a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5]
+    return (False, bool(a < 0), bool(d < 0)) if abs(a) >= abs(b) else (True, bool(c < 0), bool(b < 0))
+
+
+def _container_name(name: str, format_name: str) -> str:
+    names, suffix = format_name.split(","), Path(name).suffix.lower().removeprefix(".")
+    return suffix if suffix in names else "mp4" if "mp4" in names else names[0]
+
+
+def _describe_stream(stream: Stream) -> str:
+    if not stream.codec_context:  # such as a time code track
+        return stream.type
+    text = f"{stream.type} {stream.codec_context.codec.canonical_name}"
+    if isinstance(stream, VideoStream):
+        text += f" {stream.codec_context.width}x{stream.codec_context.height} {stream.codec_context.pix_fmt}"
+    if isinstance(stream, AudioStream):
+        text += f" {stream.codec_context.sample_rate} Hz {stream.codec_context.layout.name}"
+    return text

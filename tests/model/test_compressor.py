@@ -349,7 +349,8 @@ def test_stream_holds_few_frames() -> None:
     stream = compressor.stream(inputs["instruction"])
     for values, keys in zip(inputs["values"], inputs["keys"], strict=True):
         stream.push(values[None], keys[None])
-        assert sum(len(waiting) for waiting, _ in stream.waiting) <= 4 * 4
+        num_waiting = sum(len(waiting) for waiting, _ in stream.waiting)
+        assert num_waiting <= 4 * 4, f"{num_waiting} frames wait for windows of 4; are closed ones dropped?"
     assert_close(stream.finish(), compressor(**inputs).tokens[0], FLOAT32, "tokens of 64 single frames")
 
 
@@ -406,7 +407,7 @@ def test_global_tokens_differ_and_only_the_instruction_steers(dialect: str, inje
     tokens, steered = (compressor(**x).tokens[0] for x in (inputs, swapped))
     is_replaced = dialect == "release" and injection == "direct"
     for first, second in itertools.combinations(tokens[-3:], 2):
-        assert torch.equal(first, second) == is_replaced
+        assert torch.equal(first, second) == is_replaced, "global tokens are the same; do they start at zero?"
     changes = [relative_error(a, b) for a, b in ((tokens[:-3], steered[:-3]), (tokens[-3:], steered[-3:]))]
     if injection == "none":
         assert changes == [0, 0]
@@ -476,8 +477,7 @@ def test_attention_maps_sum_to_one_and_come_on_request_only(dialect: str) -> Non
         assert local.min() >= 0
         assert global_.min() >= 0
     silent = compressor(**inputs)
-    assert silent.local_attention is None
-    assert silent.global_attention is None
+    assert silent.local_attention is silent.global_attention is None, "attention maps came without a request"
     assert all(torch.equal(a, b) for a, b in zip(silent.tokens, output.tokens, strict=True))
 
 

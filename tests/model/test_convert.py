@@ -12,12 +12,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 import hicom
+import tiny
 from hicom.model.convert import convert_official, infer_siglip, load_official, parse_projector_type, tensor_shapes
 from hicom.model.modeling import HIComForConditionalGeneration
 
@@ -153,7 +153,11 @@ def test_published_sizes_are_inferred() -> None:
         shapes |= {f"{prefix}encoder.layers.{i}.mlp.fc1.weight": (4304, 1152) for i in range(27)}
     with pytest.warns(UserWarning, match="image 384, patch 14, 16 vision heads, 16 text heads, text length 64"):
         vision_config, text_config = infer_siglip("google/siglip-so400m-patch14-384", shapes)
-    assert (vision_config.num_hidden_layers, vision_config.image_size, vision_config.intermediate_size) == (27, 384, 4304)
+    assert (vision_config.num_hidden_layers, vision_config.image_size, vision_config.intermediate_size) == (
+        27,
+        384,
+        4304,
+    )
     assert text_config.num_hidden_layers == 27
 
 
@@ -245,7 +249,8 @@ def test_missing_folder_and_wrong_model_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("image_aspect_ratio", "anyres_max_9"), ("use_guide", "soft"), ("mm_vision_select_feature", "cls")]
+    ("key", "value"),
+    [("image_aspect_ratio", "anyres_max_9"), ("use_guide", "soft"), ("mm_vision_select_feature", "cls")],
 )
 def test_unsupported_settings_are_named(official: Path, key: str, value: str) -> None:
     config = json.loads((official / "config.json").read_text())

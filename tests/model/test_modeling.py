@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import hicom
+import tiny
 from hicom.model.compressor import HybridCompressor
 from hicom.model.modeling import HIComForConditionalGeneration, HIComModel
 
@@ -58,9 +58,7 @@ def test_batch_equals_one_by_one(tower: str) -> None:
     processor = tiny.processor(model.config, num_frames=8)
     alone = [
         processor(chat("<video>\nwhich object moves left ?"), videos=[frames(4, 1)]),
-        processor(
-            chat("<video>\n<video>\nis there a dog in the first video ?"), videos=[frames(5, 2), frames(3, 3)]
-        ),
+        processor(chat("<video>\n<video>\nis there a dog in the first video ?"), videos=[frames(5, 2), frames(3, 3)]),
         processor(chat("what is red ?")),
     ]
     for row, single in zip(together, alone, strict=True):
@@ -106,7 +104,9 @@ def test_beams_score_at_least_greedy() -> None:
     length = inputs["input_ids"].shape[1]
 
     def score(ids: torch.Tensor) -> float:
-        embeddings = model.model.embed(inputs["input_ids"], **{k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")})
+        embeddings = model.model.embed(
+            inputs["input_ids"], **{k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        )
         new = ids[:, length:]
         full = torch.cat([embeddings, model.get_input_embeddings()(new)], 1)
         logits = model(inputs_embeds=full).logits[:, length - 1 : -1].log_softmax(-1)
@@ -148,9 +148,7 @@ def test_kept_features_equal_frames() -> None:
     features = model.encode_frames(inputs.pop("pixel_values_videos"))
     kept = inputs | {"video_values": features.values, "video_keys": features.keys}
     torch.testing.assert_close(model(**kept).logits, expected)
-    assert torch.equal(
-        model.generate(**kept, max_new_tokens=3), model.generate(**dict(batch(model)), max_new_tokens=3)
-    )
+    assert torch.equal(model.generate(**kept, max_new_tokens=3), model.generate(**dict(batch(model)), max_new_tokens=3))
 
 
 def test_run_time_window_and_compression_modes() -> None:

@@ -47,8 +47,6 @@ class Collator:
         compression: the stage's mode.
         windows: sizes (T, H, W) to draw from, one for every batch; empty: the model's own.
         seed: of that draw. It depends on the samples of the batch and on nothing else, so a resumed run draws the same.
-        text_only: leave the media out, for a language model that reads words alone.
-        loss_on_prompt: learn the text of the questions too.
     """
 
     processor: HIComProcessor
@@ -57,8 +55,6 @@ class Collator:
     compression: Compression = "conditional"
     windows: tuple[Window, ...] = ()
     seed: int = 0
-    text_only: bool = False
-    loss_on_prompt: bool = False
 
     def __call__(self, items: Sequence[tuple[int, Sample]]) -> dict[str, Any]:
         """Return tensors under the names of the model's arguments, `labels` among them."""
@@ -73,9 +69,9 @@ class Collator:
         videos = [video for sample in samples for video in sample.videos]
         images = [image for sample in samples for image in sample.images]
         features: dict[str, Any] = {}
-        if images and not self.text_only:
+        if images:
             media["images"] = images
-        if videos and not self.text_only:
+        if videos:
             if self.store is None:
                 media |= {"videos": videos, "num_frames": self.num_frames}
             else:
@@ -88,15 +84,7 @@ class Collator:
             conversations, tokenize=True, return_labels=True, **extra, **media
         )
         assert not isinstance(batch, str | list)
-        data: dict[str, Any] = {**batch, **features, **({} if self.text_only else extra)}
-        if self.text_only:
-            data.pop("instruction_input_ids", None)
-        if self.loss_on_prompt:
-            ids = data["input_ids"]
-            is_text = data["attention_mask"].bool()
-            is_text &= (ids != self.processor.video_token_id) & (ids != self.processor.image_token_id)
-            data["labels"] = ids.masked_fill(~is_text, -100)
-        return data
+        return {**batch, **features, **extra}
 
     def conversation(self, sample: Sample) -> list[dict[str, Any]]:
         """Return the messages of a sample, answer included, with the processor's own placeholders."""
@@ -106,5 +94,5 @@ class Collator:
 
     def _place(self, text: str, tokens: dict[str, str]) -> str:
         for name, placeholder in PLACEHOLDERS.items():
-            text = text.replace(placeholder, "" if self.text_only else tokens[name])
-        return text.strip()
+            text = text.replace(placeholder, tokens[name])
+        return text

@@ -63,6 +63,13 @@ def mlp(dim: int, hidden: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, out_dim))
 
 
+def linear(layers: nn.Sequential, number: int) -> nn.Linear:
+    """Return a linear layer of an `mlp`."""
+    layer = layers[number]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def normalize(x: Tensor) -> Tensor:
     """Scale the last axis to unit length."""
     return x / x.norm(dim=-1, keepdim=True)
@@ -144,9 +151,9 @@ class Injector(nn.Module):
         self.resize = mlp(instruction_dim, dim, dim) if instruction_dim != dim else None
         self.gate = Gate(mlp(dim, dim, dim), dim=dim) if gate else None
         if injection == "direct" and dialect == "paper":
-            self.mlp = mlp(dim, 2 * dim, dim)
+            self.mlp: nn.Sequential = mlp(dim, 2 * dim, dim)
         elif injection == "coarse":
-            self.film = mlp(dim, 2 * dim, 2 * dim)
+            self.film: nn.Sequential = mlp(dim, 2 * dim, 2 * dim)
         elif injection == "fine":
             self.attention = Attention(dim=dim)
         if injection != "direct":
@@ -160,14 +167,15 @@ class Injector(nn.Module):
         embedding already is a good query; the paper's coarse scale starts around 1.
         """
         if self.injection == "direct" and self.dialect == "paper":
-            for layer in (self.mlp[0], self.mlp[2]):
-                nn.init.zeros_(layer.bias)
-            nn.init.eye_(self.mlp[0].weight[: self.dim])
-            nn.init.eye_(self.mlp[0].weight[self.dim :]).neg_()
-            nn.init.eye_(self.mlp[2].weight[:, : self.dim])
-            nn.init.eye_(self.mlp[2].weight[:, self.dim :]).neg_()
+            inner, outer = linear(self.mlp, 0), linear(self.mlp, 2)
+            nn.init.zeros_(inner.bias)
+            nn.init.zeros_(outer.bias)
+            nn.init.eye_(inner.weight[: self.dim])
+            nn.init.eye_(inner.weight[self.dim :]).neg_()
+            nn.init.eye_(outer.weight[:, : self.dim])
+            nn.init.eye_(outer.weight[:, self.dim :]).neg_()
         elif self.injection == "coarse" and self.dialect == "paper":
-            nn.init.ones_(self.film[2].bias[: self.dim])
+            nn.init.ones_(linear(self.film, 2).bias[: self.dim])
 
     def embed(self, instruction: Tensor) -> Tensor:
         """Return the instruction as this injection uses it, `float[V, D]` or `float[V, L, D]` (fine)."""
@@ -307,6 +315,7 @@ class LocalCompressor(nn.Module):
         return self.readout(tokens), attention.view(shape)
 
     def guide(self, instruction: Instruction) -> Tensor:
+        """Return the instruction's embedding as it meets the keys: at unit length under a logit scale."""
         embedding = instruction.embedding(self.injection)
         return normalize(embedding) if self.use_logit_scale else embedding
 
@@ -484,6 +493,7 @@ class HybridCompressor(nn.Module):
         global_logit_scale: bool = False,
     ) -> None:
         super().__init__()
+        value: str
         for name, value, choices in (
             ("local_injection", local_injection, get_args(Injection)),
             ("global_injection", global_injection, get_args(Injection)),
@@ -792,7 +802,9 @@ class CompressorStream:
             self._close(is_last=True)
         tokens = list(self.local_tokens)
         if self.compressor.global_ is not None:
-            assert self.query is not None and self.context is not None and self.total is not None
+            assert self.query is not None
+            assert self.context is not None
+            assert self.total is not None
             average = (self.context / self.total[..., None]).to(self.query.dtype)
             tokens.append(self.compressor.global_.read(self.query, average)[0])
         return torch.cat(tokens)
@@ -817,7 +829,8 @@ class CompressorStream:
 
     def _close(self, *, is_last: bool) -> None:
         branch, window = self.compressor.local, self.window
-        assert branch is not None and window is not None
+        assert branch is not None
+        assert window is not None
         size = window[0]
         plan = time_plan([self.num_frames or self.seen], size)
         if is_last:

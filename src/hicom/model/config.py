@@ -60,17 +60,23 @@ class HIComConfig(PreTrainedConfig):
     model_type = "hicom"
     sub_configs_defaults = {  # noqa: RUF012
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
-        "instruction_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_text_model"),
+        "instruction_config": SubConfigSpec(
+            # SigLIP's own defaults for these lie outside its vocabulary.
+            config_class=AutoConfig,
+            model_type="siglip_text_model",
+            init_kwargs={"bos_token_id": None, "eos_token_id": None},
+        ),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    instruction_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    # Dictionaries before `__post_init__`, configurations after it.
+    vision_config: Any = None
+    instruction_config: Any = None
+    text_config: Any = None
     compressor: str = "hicom"
     compressor_options: dict[str, Any] | None = None
     dialect: Dialect = "paper"
-    window: list[int] | tuple[int, ...] | None = (4, 3, 3)
+    window: Any = (4, 3, 3)
     num_global_tokens: int = 32
     local_injection: Injection = "direct"
     global_injection: Injection = "coarse"
@@ -99,7 +105,7 @@ class HIComConfig(PreTrainedConfig):
             self.tie_word_embeddings = True
         if not isinstance(self.vision_config, SiglipVisionConfig | Siglip2VisionConfig | CLIPVisionConfig):
             raise ValueError(
-                f"vision_config is a {type(self.vision_config).__name__}; the vision tower must be SigLIP, SigLIP2 or CLIP"
+                f"vision_config is a {type(self.vision_config).__name__}; vision towers are SigLIP, SigLIP2 and CLIP"
             )
 
     @property

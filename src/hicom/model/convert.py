@@ -34,7 +34,9 @@ from .modeling import HIComForConditionalGeneration
 OFFICIAL_MODEL_TYPES: dict[str, type[PreTrainedConfig]] = {"hicom_qwen2": Qwen2Config, "hicom_llama": LlamaConfig}
 
 # Fields of a released config.json that do not belong to the LLM.
-_MULTIMODAL_KEYS = re.compile(r"^(mm_|use_guide$|use_clip_scale$|use_mm_proj$|image_|num_frames$|max_num_frames$|delay_load$|freeze_|tune_|unfreeze_|tokenizer_)")
+_MULTIMODAL_KEYS = re.compile(
+    r"^(mm_|use_guide$|use_clip_scale$|use_mm_proj$|image_|num_frames$|max_num_frames$|delay_load$|freeze_|tune_|unfreeze_|tokenizer_)"
+)
 
 _RENAMES: tuple[tuple[str, str], ...] = (
     (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
@@ -67,7 +69,7 @@ _CLIP_RENAMES: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Branch:
-    """One branch of `mm_projector_type`: its numbers, its gates and the injection its text forces (None: the default)."""
+    """One branch of `mm_projector_type`: its numbers, its gates, and the injection that its text forces, if any."""
 
     size: str
     gates: str
@@ -77,8 +79,8 @@ class Branch:
 def parse_projector_type(text: str) -> tuple[Branch | None, Branch | None]:
     """Parse the release's description of a compressor into its local and its global branch.
 
-    The grammar is `local<T><S>[_adapt<letters of q,k,v,g>][_guide<kind>]` and `global<N>[_adaptg][_guide<kind>]`, joined
-    by `_`; T is one digit, S one or two. What the release's own parser ignores is ignored here: in
+    The grammar is `local<T><S>[_adapt<letters of q,k,v,g>][_guide<kind>]` and `global<N>[_adaptg][_guide<kind>]`,
+    joined by `_`; T is one digit, S one or two. What the release's own parser ignores is ignored here: in
     `local43_global32_coarse` the word `coarse` without `guide` before it changes nothing.
 
     Raises:
@@ -91,7 +93,9 @@ def parse_projector_type(text: str) -> tuple[Branch | None, Branch | None]:
         phase = text.rpartition(name)[2].partition(other)[0]
         size = re.match(pattern, phase)
         if size is None:
-            raise ValueError(f"mm_projector_type={text!r}: {name!r} must be followed by its sizes, as in local43_global32")
+            raise ValueError(
+                f"mm_projector_type={text!r}: {name!r} must be followed by its sizes, as in local43_global32"
+            )
         gates = re.match(r"[qkvg]*", phase.rpartition("adapt")[2]) if "adapt" in phase else None
         guide = phase.rpartition("guide")[2].partition("_")[0] if "guide" in phase else None
         return Branch(size.group(), gates.group() if gates else "", guide)
@@ -99,7 +103,7 @@ def parse_projector_type(text: str) -> tuple[Branch | None, Branch | None]:
     local, global_ = branch("local", "global", r"\d{2,3}"), branch("global", "local", r"\d+")
     if local is None and global_ is None:
         raise ValueError(
-            f"mm_projector_type={text!r} describes no HICom compressor (local<T><S>, global<N>); only these can be loaded"
+            f"mm_projector_type={text!r} describes no HICom compressor (local<T><S>, global<N>); only these load"
         )
     return local, global_
 
@@ -112,7 +116,9 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
     """
     local, global_ = parse_projector_type(config["mm_projector_type"])
     if "anyres" in (config.get("image_aspect_ratio") or ""):
-        raise ValueError(f"image_aspect_ratio={config['image_aspect_ratio']!r} (tiled images) is not supported, only 'pad'")
+        raise ValueError(
+            f"image_aspect_ratio={config['image_aspect_ratio']!r} (tiled images) is not supported, only 'pad'"
+        )
     default = config.get("use_guide") or "off"
 
     def injection(branch: Branch | None) -> str:
@@ -137,8 +143,8 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
     }
     if global_ is not None and fields["global_injection"] == "direct":
         warnings.warn(
-            f"mm_projector_type={config['mm_projector_type']!r} with use_guide={default!r} injects directly into the global "
-            f"branch, which makes its {global_.size} tokens identical; that is how this checkpoint computes, so it is kept",
+            f"mm_projector_type={config['mm_projector_type']!r} with use_guide={default!r} injects directly into the "
+            f"global branch, which makes its {global_.size} tokens identical; kept, as the checkpoint computes so",
             stacklevel=2,
         )
     return fields
@@ -218,7 +224,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a checkpoint."""
     for file in weight_files(folder):
         try:
-            with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
+            with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
                     yield name, tensors.get_tensor(name)
         except Exception as error:
@@ -232,7 +238,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for file in weight_files(folder):
         try:
-            with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
+            with safe_open(file, framework="pt") as tensors:
                 shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
@@ -241,7 +247,9 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def tower_configs(folder: Path, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+def tower_configs(
+    folder: Path, name: str, shapes: dict[str, tuple[int, ...]]
+) -> tuple[PreTrainedConfig, PreTrainedConfig]:
     """Return the configurations of vision tower and instruction encoder that a released checkpoint names.
 
     They are looked for as a path, inside the checkpoint, beside it, then on the hub. When none of these has them, they
@@ -274,7 +282,9 @@ def infer_siglip(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[SiglipV
     vision, text = "model.vision_tower.vision_tower.vision_model.", "model.vision_tower.guide_encoder.text_model."
 
     def layers(prefix: str) -> int:
-        found = {int(m.group(1)) for key in shapes if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", key))}
+        found = {
+            int(m.group(1)) for key in shapes if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", key))
+        }
         return len(found)
 
     def heads(width: int) -> int:
@@ -300,7 +310,7 @@ def infer_siglip(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[SiglipV
         patch_size=patch_size,
     )
     assumed = f"image {image_size}, patch {patch_size}, {vision_config.num_attention_heads} vision heads"
-    text_config = SiglipTextConfig()
+    text_config = SiglipTextConfig(bos_token_id=None, eos_token_id=None)
     tokens = shapes.get(text + "embeddings.token_embedding.weight")
     if tokens is not None:
         text_config = SiglipTextConfig(
@@ -335,7 +345,9 @@ def official_config(folder: str | Path) -> HIComConfig:
     if missing:
         raise ValueError(f"{folder / 'config.json'}: {', '.join(missing)} missing")
     if official.get("mm_vision_select_feature", "patch") != "patch":
-        raise ValueError(f"mm_vision_select_feature={official['mm_vision_select_feature']!r} is not supported, only 'patch'")
+        raise ValueError(
+            f"mm_vision_select_feature={official['mm_vision_select_feature']!r} is not supported, only 'patch'"
+        )
     text = {key: value for key, value in official.items() if not _MULTIMODAL_KEYS.match(key)}
     for key in ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype"):
         text.pop(key, None)
@@ -378,7 +390,7 @@ def load_official(path: str | Path, dtype: torch.dtype | None = None) -> HIComFo
         unused.append("model.compressor.global_.query")
     for name in unused:
         state.pop(name, None)
-    return HIComForConditionalGeneration.from_pretrained(  # type: ignore[no-any-return]
+    return HIComForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype or next(iter(state.values())).dtype
     )
 
@@ -407,7 +419,9 @@ def convert_official(source: str | Path, destination: str | Path, log: Callable[
         raise ValueError(f"{destination} exists and is not empty; choose another destination")
     folder = resolve_folder(source)
     if not is_official(folder):
-        raise ValueError(f"{folder}: not in the layout of the official release (model_type {', '.join(OFFICIAL_MODEL_TYPES)})")
+        raise ValueError(
+            f"{folder}: not in the layout of the official release (model_type {', '.join(OFFICIAL_MODEL_TYPES)})"
+        )
     model = load_official(folder)
     log(f"loaded {folder}")
     processor = official_processor(folder, model)

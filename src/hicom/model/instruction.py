@@ -18,7 +18,7 @@ _FORMATS = re.compile(
         (
             r"answer the question using a single word or phrase",
             r"answer (?:the question )?(?:shortly|briefly|in one word|in one sentence|with one word)",
-            r"(?:please )?(?:provide your answer by stating|respond with|answer with|answer by giving|give|select|choose)"
+            r"(?:please )?(?:provide your answer by stating|respond with|answer with|give|select|choose)"
             r" (?:only )?(?:the|an) (?:option'?s? )?letter[^.\n]*",
             r"please provide your answer by[^.\n]*",
             r"answer with the option'?s letter from the given choices(?: directly)?(?: and only give the best option)?",
@@ -45,7 +45,7 @@ def extract_instruction(text: str) -> str:
     plain = text.strip()
     text = _OPTIONS.sub("", "\n" + plain)
     text = re.sub(r"(?:^|\n)\s*question\s*:\s*", "\n", text, flags=re.IGNORECASE)
-    text = re.sub(r"\n\s*(?:options?|choices?)\s*:\s*$", "", text.rstrip(), flags=re.IGNORECASE)
+    text = re.sub(r"\s*\b(?:options?|choices?)\s*:\s*$", "", text, flags=re.IGNORECASE)
     text = _FORMATS.sub("", text)
     # What a removed remark leaves behind: a full stop or blanks at the ends, runs of white space.
     text = re.sub(r"\s+", " ", text).strip()

@@ -79,6 +79,7 @@ class HIComPreTrainedModel(PreTrainedModel):
     """What both HICom models share with the Hugging Face library."""
 
     config: HIComConfig
+    config_class = HIComConfig
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
@@ -88,13 +89,6 @@ class HIComPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False
     _no_split_modules = ["HybridCompressor", "SiglipEncoderLayer", "Siglip2EncoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        # A compressor initialises itself, and only as a whole: never over weights that were just loaded.
-        loaded = any(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters())
-        if isinstance(module, HybridCompressor) and not loaded:
-            module.reset_parameters()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +110,10 @@ class HIComPreTrainedModel(PreTrainedModel):
         problems = {
             "missing": sorted(info["missing_keys"]),
             "unexpected": sorted(info["unexpected_keys"]),
-            "of another shape": [f"{key} {tuple(found)} (expected {tuple(wanted)})" for key, found, wanted in sorted(info["mismatched_keys"])],
+            "of another shape": [
+                f"{key} {tuple(found)} (expected {tuple(wanted)})"
+                for key, found, wanted in sorted(info["mismatched_keys"])
+            ],
         }
         raise_on_problems(str(pretrained_model_name_or_path), problems)
         return (model, info) if wants_info else model
@@ -131,6 +128,9 @@ def raise_on_problems(name: str, problems: dict[str, list[str]]) -> None:
 
 class HIComModel(HIComPreTrainedModel):
     """Vision tower, instruction encoder, compressor and LLM without its output matrix."""
+
+    # A folder of the whole model also holds the output matrix.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: HIComConfig) -> None:
         super().__init__(config)
@@ -162,6 +162,10 @@ class HIComModel(HIComPreTrainedModel):
             self.compressor = build_compressor(config.compressor, **dims, **(config.compressor_options or {}))
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+        # transformers initialises layer by layer; the compressor knows better, as a whole. While a checkpoint loads,
+        # this touches nothing: parameters then have no storage yet.
+        if isinstance(self.compressor, HybridCompressor):
+            self.compressor.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding."""
@@ -171,7 +175,9 @@ class HIComModel(HIComPreTrainedModel):
         """Replace the LLM's embedding."""
         self.language_model.set_input_embeddings(value)
 
-    def token_count(self, num_frames: int, window: Window | None = None, compression: Compression = "conditional") -> int:
+    def token_count(
+        self, num_frames: int, window: Window | None = None, compression: Compression = "conditional"
+    ) -> int:
         """Return the visual tokens of a video of `num_frames` frames (an image is one frame)."""
         grid = self.config.grid_size
         kwargs = {"compression": compression} if isinstance(self.compressor, HybridCompressor) else {}
@@ -221,7 +227,9 @@ class HIComModel(HIComPreTrainedModel):
             None if keys is None else rearrange(keys, "f (h w) d -> f h w d", h=height),
         )
 
-    def encode_instruction(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def encode_instruction(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Embed instructions.
 
         Args:
@@ -273,7 +281,7 @@ class HIComModel(HIComPreTrainedModel):
         if not isinstance(self.compressor, HybridCompressor):
             if compression != "conditional":
                 raise ValueError(f"compression={compression!r} exists for the hicom compressor only; leave it out")
-            return self.compressor(features.values, None, num_frames, window=window, return_attention=return_attention)  # type: ignore[no-any-return]
+            return self.compressor(features.values, None, num_frames, window=window, return_attention=return_attention)
         pooled = tokens = mask = None
         if self.config.is_conditional and compression == "conditional":
             if instruction_input_ids is None:
@@ -285,7 +293,7 @@ class HIComModel(HIComPreTrainedModel):
                 raise ValueError(f"{len(instruction_input_ids)} instructions for {len(num_frames)} videos or images")
             pooled, tokens = self.encode_instruction(instruction_input_ids, instruction_attention_mask)
             mask = instruction_attention_mask
-        return self.compressor(  # type: ignore[no-any-return]
+        return self.compressor(
             features.values,
             features.keys,
             num_frames,
@@ -336,9 +344,7 @@ class HIComModel(HIComPreTrainedModel):
             assert video_values is not None
             features = VisionFeatures(video_values, video_keys)
         counts = [len(features.values)] if video_num_frames is None else [int(n) for n in video_num_frames]
-        output = self.compress(
-            features, counts, instruction_input_ids, instruction_attention_mask, window, compression
-        )
+        output = self.compress(features, counts, instruction_input_ids, instruction_attention_mask, window, compression)
         return BaseModelOutputWithPooling(pooler_output=output.tokens)
 
     def get_image_features(
@@ -453,7 +459,7 @@ class HIComModel(HIComPreTrainedModel):
                 window,
                 compression,
             )
-        return self.language_model(  # type: ignore[no-any-return]
+        return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -496,7 +502,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         """Load a checkpoint in the layout of the official release; see `hicom.model.convert.load_official`."""
         from .convert import load_official
 
-        return load_official(path, dtype=dtype)  # type: ignore[return-value]
+        return load_official(path, dtype=dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding."""

@@ -42,7 +42,7 @@ class HIComProcessor(ProcessorMixin):
 
     Args:
         tokenizer: the LLM's.
-        instruction_tokenizer: the instruction encoder's; None for models that no instruction steers.
+        instruction_tokenizer: the instruction encoder's; the LLM's serves for models that no instruction steers.
         image_size: height and width of the frames that the vision tower takes, in pixels.
         grid_size: height and width of the patch grid of one frame.
         image_mean: mean of the pixel values, from 0 to 1, for red, green and blue.
@@ -50,6 +50,7 @@ class HIComProcessor(ProcessorMixin):
         num_frames: frames of a video unless a call says otherwise.
         window: (T, H, W) of the local branch; None without one.
         num_global_tokens: tokens of the global branch.
+        is_conditional: whether an instruction steers the compressor.
         compressor: the model's compressor.
         compressor_options: keyword arguments of a baseline.
         max_instruction_length: longest instruction in tokens; all are padded to it.
@@ -62,7 +63,7 @@ class HIComProcessor(ProcessorMixin):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        instruction_tokenizer: PreTrainedTokenizerBase | None = None,
+        instruction_tokenizer: PreTrainedTokenizerBase,
         image_size: int = 384,
         grid_size: int = 27,
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
@@ -70,6 +71,7 @@ class HIComProcessor(ProcessorMixin):
         num_frames: int = 32,
         window: Window | None = (4, 3, 3),
         num_global_tokens: int = 32,
+        is_conditional: bool = True,
         compressor: str = "hicom",
         compressor_options: dict[str, Any] | None = None,
         max_instruction_length: int = 64,
@@ -85,6 +87,7 @@ class HIComProcessor(ProcessorMixin):
         self.num_frames = num_frames
         self.window = None if window is None else check_window(window)
         self.num_global_tokens = num_global_tokens
+        self.is_conditional = is_conditional
         self.compressor = compressor
         self.compressor_options = compressor_options
         self.max_instruction_length = max_instruction_length
@@ -109,23 +112,24 @@ class HIComProcessor(ProcessorMixin):
         cls,
         config: HIComConfig,
         tokenizer: PreTrainedTokenizerBase,
-        instruction_tokenizer: PreTrainedTokenizerBase | None,
+        instruction_tokenizer: PreTrainedTokenizerBase,
         **kwargs: Any,
     ) -> HIComProcessor:
         """Return the processor that fits a model's configuration; `kwargs` are further arguments of the constructor."""
         is_clip = config.vision_config.model_type == "clip_vision_model"
-        clip = {
+        clip: dict[str, Any] = {
             "image_mean": (0.48145466, 0.4578275, 0.40821073),
             "image_std": (0.26862954, 0.26130258, 0.27577711),
             "mask_instruction": True,
         }
         return cls(
             tokenizer,
-            instruction_tokenizer if config.is_conditional else None,
+            instruction_tokenizer,
             image_size=config.image_size,
             grid_size=config.grid_size,
             window=config.window,
             num_global_tokens=config.num_global_tokens,
+            is_conditional=config.is_conditional,
             compressor=config.compressor,
             compressor_options=config.compressor_options,
             max_instruction_length=config.max_instruction_length,
@@ -205,13 +209,11 @@ class HIComProcessor(ProcessorMixin):
             InstructionWarning: an instruction was too long and is cut.
         """
         tokenizer, limit = self.instruction_tokenizer, self.max_instruction_length
-        if tokenizer is None:
-            raise ValueError("this processor has no instruction tokenizer")
         for text in instructions:
             length = len(tokenizer(text)["input_ids"])
             if length > limit:
                 warnings.warn(
-                    f"the instruction has {length} tokens, the instruction encoder takes {limit}; the rest of it does not "
+                    f"the instruction has {length} tokens, the instruction encoder takes {limit}; the rest does not "
                     f"steer the compressor (the LLM still reads it all): {text[:60]!r}...",
                     InstructionWarning,
                     stacklevel=2,
@@ -231,7 +233,7 @@ class HIComProcessor(ProcessorMixin):
         places = [(place, kind) for token, kind in kinds.items() for place in _find_all(text, token)]
         return [kind for _, kind in sorted(places)]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         text: str | Sequence[str],
         images: Any = None,
@@ -287,7 +289,9 @@ class HIComProcessor(ProcessorMixin):
             data["pixel_values_videos"] = torch.cat([self.pixel_values(video.frames) for video in read])
         num_images = 0
         if images is not None:
-            stills = [read_frames(image, num_frames=1) for image in (images if isinstance(images, list | tuple) else [images])]
+            stills = [
+                read_frames(image, num_frames=1) for image in (images if isinstance(images, list | tuple) else [images])
+            ]
             num_images = len(stills)
             data["pixel_values"] = torch.cat([self.pixel_values(still.frames) for still in stills])
 
@@ -305,7 +309,9 @@ class HIComProcessor(ProcessorMixin):
         }
         rows, labels = [], []
         for number, prompt in enumerate(texts):
-            encoding = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=answer_starts is not None)
+            encoding = self.tokenizer(
+                prompt, add_special_tokens=False, return_offsets_mapping=answer_starts is not None
+            )
             repeats = [next(counts[i]) if i in counts else 1 for i in encoding["input_ids"]]
             rows.append(np.repeat(encoding["input_ids"], repeats))
             if answer_starts is not None:
@@ -316,7 +322,7 @@ class HIComProcessor(ProcessorMixin):
 
         if video_num_frames:
             data["video_num_frames"] = torch.tensor(list(video_num_frames))
-        if self.instruction_tokenizer is not None and compression == "conditional":
+        if self.is_conditional and compression == "conditional":
             if instruction is None:
                 instruction = [extract_instruction(self._last_user_turn(prompt)) for prompt in texts]
             elif isinstance(instruction, str):
@@ -325,7 +331,9 @@ class HIComProcessor(ProcessorMixin):
                 raise ValueError(f"{len(instruction)} instructions for {len(texts)} prompts")
             for kind, name in (("video", ""), ("image", "image_")):
                 # Every medium of a prompt is compressed under that prompt's instruction.
-                per_medium = [line for line, prompt in zip(instruction, kinds, strict=True) for k in prompt if k == kind]
+                per_medium = [
+                    line for line, prompt in zip(instruction, kinds, strict=True) for k in prompt if k == kind
+                ]
                 if per_medium:
                     ids, mask = self.instruction_inputs(per_medium)
                     data[f"{name}instruction_input_ids"] = ids
@@ -353,7 +361,7 @@ class HIComProcessor(ProcessorMixin):
                 return prompt.rpartition(start)[2].partition(end)[0]
         return prompt
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
         chat_template: str | None = None,
@@ -362,7 +370,7 @@ class HIComProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         return_labels: bool = False,
         **kwargs: Any,
-    ) -> str | list[str] | BatchFeature:
+    ) -> Any:
         """Render conversations, and with `tokenize=True` make model inputs of them and of the media inside.
 
         A message's content is a string, or a list of `{"type": "text", "text": ...}`, `{"type": "video", "video": ...}`
@@ -405,9 +413,13 @@ class HIComProcessor(ProcessorMixin):
         if return_labels:
             starts = []
             for messages, prompt in zip(plain, prompts, strict=True):
-                prefix = render(messages[:-1], True)
-                if messages[-1]["role"] != "assistant" or not prompt.startswith(prefix):
+                if len(messages) < 2 or messages[-1]["role"] != "assistant":
                     raise ValueError("return_labels needs conversations that end with an assistant's answer")
+                prefix = render(messages[:-1], True)
+                if not prompt.startswith(prefix):
+                    raise ValueError(
+                        "this chat template changes earlier turns when an answer follows; labels need one that does not"
+                    )
                 starts.append(len(prefix))
             kwargs["answer_starts"] = starts
         if kwargs.get("instruction") is None:
@@ -482,7 +494,7 @@ def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrained
         video, image = "<|video_pad|>", "<|image_pad|>"
     else:
         video, image = "<video>", "<image>"
-        tokenizer.add_special_tokens({"additional_special_tokens": [video, image]}, replace_additional_special_tokens=False)  # type: ignore[call-arg]
+        tokenizer.add_tokens([video, image], special_tokens=True)
         if len(tokenizer) > model.config.text_config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
     model.config.video_token_id = int(tokenizer.convert_tokens_to_ids(video))
@@ -498,12 +510,12 @@ def official_processor(folder: Path, model: HIComForConditionalGeneration) -> HI
     official = read_json(folder / "config.json")
     name = official["mm_vision_tower"]
     tokenizer = _load_tokenizer([folder], "the LLM's tokenizer")
-    instruction_tokenizer = None
+    instruction_tokenizer = tokenizer
     if model.config.is_conditional:
         places = [Path(name), folder / name, folder / Path(name).name, folder.parent / Path(name).name]
         places = [place for place in places if place.is_dir()]
         instruction_tokenizer = _load_tokenizer([*places, name], f"the instruction tokenizer of {name}")
-    if tokenizer is None or (model.config.is_conditional and instruction_tokenizer is None):
+    if tokenizer is None or instruction_tokenizer is None:
         return None
     video, image = add_placeholders(model, tokenizer)
     frames = official.get("num_frames")
@@ -521,7 +533,7 @@ def _load_tokenizer(places: Sequence[str | Path], what: str) -> PreTrainedTokeni
     reasons = []
     for place in places:
         try:
-            return AutoTokenizer.from_pretrained(place)  # type: ignore[no-any-return]
+            return AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError, ImportError) as error:
             reasons.append(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     warnings.warn(f"{what} cannot be loaded, so no processor is made ({'; '.join(reasons)})", stacklevel=3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, SiglipModel
 
 from ..model.config import HIComConfig
@@ -13,6 +12,7 @@ from ..model.processing import HIComProcessor
 from .config import Parts
 
 SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>", "<video>", "<image>"]
+MAX_LENGTH = 4096
 ROLES = ["system", "user", "assistant"]
 
 
@@ -41,7 +41,7 @@ def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcesso
             num_hidden_layers=parts.num_layers,
             num_attention_heads=parts.num_heads,
             num_key_value_heads=parts.num_heads,
-            max_position_embeddings=4096,
+            max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=eos,
@@ -58,9 +58,6 @@ def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcesso
     model.model.vision_tower.load_state_dict(towers.vision_model.state_dict())
     assert model.model.instruction_encoder is not None
     model.model.instruction_encoder.load_state_dict(towers.text_model.state_dict())
-    if parts.local_logit_scale:
-        with torch.no_grad():
-            model.model.compressor.local.logit_scale.copy_(towers.logit_scale.view(1))
     model.generation_config.eos_token_id = eos
     model.generation_config.pad_token_id = pad
     processor = HIComProcessor.from_config(config, tokenizer, instruction_tokenizer, num_frames=parts.num_frames)
@@ -72,5 +69,7 @@ def add_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     # A tokenizer of whole words may not know the names of the roles.
     tokenizer.add_tokens([role for role in ROLES if role not in tokenizer.get_vocab()])
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS, "eos_token": "<|im_end|>"})
+    # The text tower's own limit is no limit of the language model's.
+    tokenizer.model_max_length = MAX_LENGTH
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

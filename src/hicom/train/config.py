@@ -22,7 +22,6 @@ class DataConfig:
         num_frames: frames of every video, spread evenly.
         cache: folder for the frozen vision tower's features; None: the tower runs in every step.
         on_bad_video: an unreadable video stops the run, or its samples are left out (`skip`), counted and named.
-        text_only: leave the media out.
     """
 
     records: tuple[str, ...]
@@ -30,7 +29,6 @@ class DataConfig:
     num_frames: int = 32
     cache: str | None = None
     on_bad_video: OnBadVideo = "stop"
-    text_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +39,11 @@ class StageConfig:
         trainable: table of (pattern, learning rate); rate 0 keeps what it matches frozen.
         compression: `conditional`; `off` or `unguided` in stage `align`.
         windows: local windows (T, H, W) drawn from for every batch; empty: the model's own.
-        loss_on_prompt: learn the text of the questions too.
     """
 
     trainable: Rates
     compression: Compression = "conditional"
     windows: tuple[Window, ...] = ()
-    loss_on_prompt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +59,13 @@ class Parts:
         window: (T, H, W) of the local branch.
         num_global_tokens: tokens of the global branch.
         vision_feature_layer: hidden state of the vision tower that is compressed.
-        local_logit_scale: cosine similarity under the towers' own temperature in the local branch.
+        local_logit_scale: cosine similarity under a learnt temperature in the local branch, as towers are trained.
         num_frames: frames of a video unless a call says otherwise.
     """
 
     towers: str
     hidden_size: int = 128
-    intermediate_size: int = 512
+    intermediate_size: int = 384
     num_layers: int = 4
     num_heads: int = 4
     window: Window = (2, 4, 4)

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -229,7 +228,7 @@ def make_data(
     data, stage = config.data, config.stage
     records = [read_records(path, data.root) for path in data.records]
     store: FeatureStore | None = None
-    if data.cache is not None and not data.text_only:
+    if data.cache is not None:
         videos = [video for samples in records for sample in samples for video in sample.videos]
         store = cache_features(
             model,
@@ -250,8 +249,6 @@ def make_data(
         compression=stage.compression,
         windows=stage.windows,
         seed=config.seed,
-        text_only=data.text_only,
-        loss_on_prompt=stage.loss_on_prompt,
     )
     return samples, collator
 
@@ -294,7 +291,7 @@ def make_trainer(
         from torch.utils.tensorboard import SummaryWriter
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -303,17 +300,20 @@ def make_trainer(
         optimizers=(optimizer, scheduler),
         callbacks=callbacks,
     )
+    # The Trainer sets a key that a HICom configuration does not have; the LLM's own is the one in force.
+    del model.config.use_cache
+    return trainer
 
 
 def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     """Train to the end and save the model."""
     model, processor = load(config)
-    model.config.use_cache = False
+    model.config.text_config.use_cache = False
     trainer = make_trainer(config, model, processor, out, stamp)
     write_stamp(out, stamp)
     checkpoint = last_checkpoint(out / "checkpoints")
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    model.config.use_cache = True
+    model.config.text_config.use_cache = True
     if not is_main():
         return
     model.save_pretrained(out / "model")

@@ -1,0 +1,374 @@
+"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/towers --minutes 20`.
+
+The result is a standard `SiglipModel` folder. Image-text pairs alone teach a small encoder little in this time, so a
+dense loss does most of the work: every patch must be named by the text. A patch is compared through the same map that
+the model's compressor uses for its keys (the pooling head's MLP applied to single patches), and the text side reads
+whole instructions ("which way does the dog move?"), so an instruction's embedding points at what it asks about.
+"""
+
+import io
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from einops import rearrange
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+
+from hicom.world import questions as q
+from hicom.world.render import Pixels, render, render_frame, write_video
+from hicom.world.scenes import (
+    COLORS,
+    EMOJI,
+    NOUNS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    clip_seed,
+    generator,
+    make_scene,
+    make_snapshot,
+)
+from hicom.world.tokenizer import TEXT_LENGTH, build_tokenizer
+
+IMAGE_SIZE = 64
+PATCH = 8
+GRID = IMAGE_SIZE // PATCH
+WIDTH = 128
+RENDER_SIZE = 128
+MAX_OBJECTS = 10  # more than in clips: more patches to learn from in each frame
+BACKGROUND, IGNORE = -1, -2
+
+# Texts come in this order: 40 emoji, 5 shapes without a colour, 40 shapes with one.
+NAMES = (*NOUNS, *(f"{color} {shape}" for shape in SHAPES for color in COLORS))
+NUM_NOUNS = len(NOUNS)
+LEAF = [*range(len(EMOJI)), *range(NUM_NOUNS, len(NAMES))]  # every object is exactly one of these 80
+NAMING_TEMPLATES = tuple(text for key in q.NAMING for text in q.TEMPLATES[key])
+_TRAIN_STREAM = 3  # third number of the seed of training frames; clips of the splits use 0, 1 and 2
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Everything that decides the trained weights.
+
+    Attributes:
+        steps: number of optimizer steps; 0 fits them to `minutes` by timing the first ones.
+        minutes: wall time to fill when `steps` is 0.
+        seed: seed of the weights, frames and texts.
+        batch: frames in a step.
+        lr: peak learning rate (AdamW, linear warm-up, cosine to zero).
+        warmup: warm-up steps.
+        image_weight: weight of the sigmoid image-text loss; the dense loss has weight 1.
+    """
+
+    steps: int = 0
+    minutes: float = 20.0
+    seed: int = 0
+    batch: int = 64
+    lr: float = 2e-3
+    warmup: int = 100
+    image_weight: float = 0.1
+
+
+class Towers(nn.Module):
+    """A `SiglipModel` with the scale and bias of the dense loss, which only training needs."""
+
+    def __init__(self, vocab_size: int, pad_token_id: int) -> None:
+        super().__init__()
+        width = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 256}
+        vision = {**width, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": PATCH}
+        text = {
+            **width,
+            "num_hidden_layers": 2,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": TEXT_LENGTH,
+            "projection_size": WIDTH,
+            "pad_token_id": pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
+        self.model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
+        self.dense_scale = nn.Parameter(torch.tensor(2.5))
+        self.dense_bias = nn.Parameter(torch.tensor(-6.0))
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Unit text embeddings float[N, D] of token ids int[N, L]."""
+        return F.normalize(self.model.text_model(input_ids=ids).pooler_output, dim=-1)
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit keys float[B, H*W, D] of all patches and unit image embeddings float[B, D] of float[B, 3, S, S]."""
+        output = self.model.vision_model(pixel_values=pixels)
+        x, head = output.last_hidden_state, self.model.vision_model.head
+        keys = x + head.mlp(head.layernorm(x))
+        return F.normalize(keys, dim=-1), F.normalize(output.pooler_output, dim=-1)
+
+
+def preprocess(frames: Pixels) -> Tensor:
+    """Frames uint8[B, H, W, 3] to float[B, 3, 64, 64] in [-1, 1]: antialiased bicubic, as the model's processor does."""
+    pixels = rearrange(torch.from_numpy(frames), "b h w c -> b c h w").float() / 255
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return pixels.clamp(0, 1) * 2 - 1
+
+
+def name_index(item: SceneObject) -> int:
+    """Index of an object's full name in `NAMES`."""
+    return NAMES.index(item.name)
+
+
+def patch_labels(labels: Pixels, scene: Scene) -> NDArray[np.int64]:
+    """Name of the object that fills each patch: int[H*W], or BACKGROUND, or IGNORE where it fills only a corner."""
+    cells = rearrange(labels, "(gh ph) (gw pw) -> (gh gw) (ph pw)", gh=GRID, gw=GRID)
+    counts = np.stack([(cells == i + 1).sum(1) for i in range(len(scene.objects))], 1)
+    names = np.array([name_index(item) for item in scene.objects])[counts.argmax(1)]
+    best = counts.max(1)
+    return np.where(best >= 0.3 * cells.shape[1], names, np.where(best > 0, IGNORE, BACKGROUND)).astype(np.int64)
+
+
+def _degrade(frame: Pixels, rng: Generator) -> Pixels:
+    """Losses like those of a video codec, on two frames of three (JPEG has the same block and chroma losses)."""
+    if rng.random() < 1 / 3:
+        return frame
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "jpeg", quality=int(rng.integers(35, 96)))
+    return np.asarray(Image.open(buffer))
+
+
+def training_batch(seed: int, step: int, size: int) -> tuple[Pixels, NDArray[np.int64], NDArray[np.float32]]:
+    """The frames of one step, a function of (seed, step) alone.
+
+    Returns:
+        uint8[B, 128, 128, 3] frames, int[B, H*W] patch labels, float[B, len(NAMES)] names present in each frame.
+    """
+    frames, labels, present = [], [], np.zeros((size, len(NAMES)), np.float32)
+    for index in range(size):
+        rng = generator(seed, _TRAIN_STREAM, step, index)
+        scene = make_snapshot(rng, MAX_OBJECTS)
+        frame, mask = render_frame(scene, 0.0, RENDER_SIZE)
+        frames.append(_degrade(frame, rng))
+        labels.append(patch_labels(mask, scene))
+        for seen in set(np.unique(mask).tolist()) - {0}:
+            item = scene.objects[seen - 1]
+            present[index, [name_index(item), NAMES.index(item.noun)]] = 1
+    return np.stack(frames), np.stack(labels), present
+
+
+def instruction_text(name: str, rng: Generator) -> str:
+    """A random instruction or phrase about `name`, with or without its punctuation."""
+    templates = q.PHRASES if rng.random() < 0.35 else NAMING_TEMPLATES
+    text = q.fill(templates[rng.integers(len(templates))], name)
+    return text.rstrip("?.") if rng.random() < 0.3 else text
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """Token ids int[N, 32], padded to the full length because SigLIP pools the last position."""
+    batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    return torch.as_tensor(batch["input_ids"])
+
+
+def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerConfig, step: int) -> Tensor:
+    """Loss of one step: dense naming (cross-entropy and sigmoid) + `image_weight` x sigmoid image-text."""
+    frames, labels_np, present_np = training_batch(config.seed, step, config.batch)
+    rng = generator(config.seed, _TRAIN_STREAM, step)
+    text = towers.encode_text(tokenize(tokenizer, [instruction_text(name, rng) for name in NAMES]))
+    keys, images = towers.encode_images(preprocess(frames))
+    labels, present = torch.from_numpy(labels_np), torch.from_numpy(present_np)
+
+    scale, bias = towers.model.logit_scale.exp(), towers.model.logit_bias
+    image_loss = F.binary_cross_entropy_with_logits(images @ text.T * scale + bias, present, reduction="sum")
+
+    leaf = torch.full((len(NAMES),), -1)
+    leaf[LEAF] = torch.arange(len(LEAF))
+    noun = torch.tensor([NOUNS.index(name.split()[-1]) for name in NAMES])
+    known = labels != IGNORE
+    logits, label = keys[known] @ text.T * towers.dense_scale.exp(), labels[known]
+    filled = label >= 0
+    by_leaf = F.cross_entropy(logits[filled][:, LEAF], leaf[label[filled]])
+    by_noun = F.cross_entropy(logits[filled][:, :NUM_NOUNS], noun[label[filled]])
+    target = F.one_hot(noun[label.clamp(min=0)], NUM_NOUNS) * filled[:, None]
+    absent = F.binary_cross_entropy_with_logits(
+        logits[:, :NUM_NOUNS] + towers.dense_bias, target.float(), reduction="sum"
+    ) / filled.sum().clamp(min=1)
+    return by_leaf + by_noun + 0.1 * absent + config.image_weight * image_loss / config.batch
+
+
+def decoded_clip(scene: Scene, folder: Path, num_frames: int = 16) -> tuple[Pixels, Pixels]:
+    """A scene written as H.264 and read back: uint8[T, H, W, 3] frames, uint8[T, H, W] labels."""
+    from hicom.video import read_frames
+
+    frames, labels = render(scene, RENDER_SIZE, num_frames)
+    path = folder / "clip.mp4"
+    write_video(path, frames)
+    return read_frames(path).frames, labels
+
+
+@torch.no_grad()
+def evaluate(
+    towers: Towers, tokenizer: PreTrainedTokenizerFast, folder: Path, num_clips: int = 200, seed: int = 0
+) -> dict[str, float]:
+    """Measure on frames of validation clips, decoded from real H.264.
+
+    Returns:
+        `naming`: share of filled patches whose nearest of the 80 full names is right (`num_patches` of them);
+        `pointing`: share of visible objects whose instruction's best patch touches the object (`num_objects`);
+        `retrieval`: share of single-object frames whose image embedding is nearest to the right noun (`num_single`);
+        `presence_auc`: probability that a present noun's best patch scores higher than an absent noun's.
+    """
+    towers.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = generator(seed, 77)
+    names = towers.encode_text(tokenize(tokenizer, list(NAMES)))
+    naming, pointing, retrieval, positive, negative = [], [], [], [], []
+    for index in range(num_clips):
+        scene = make_scene(clip_seed(seed, "val", index))
+        frames, masks = decoded_clip(scene, folder)
+        chosen = [1, 6, 11, 15]
+        keys, images = towers.encode_images(preprocess(frames[chosen]))
+        for frame, mask, key, image in zip(chosen, masks[chosen], keys, images, strict=True):
+            labels = torch.from_numpy(patch_labels(mask, scene))
+            filled = labels >= 0
+            if not filled.any():
+                continue
+            nearest = torch.tensor(LEAF)[(key[filled] @ names[LEAF].T).argmax(1)]
+            naming += (nearest == labels[filled]).tolist()
+            touched = rearrange(mask, "(gh ph) (gw pw) -> (gh gw) (ph pw)", gh=GRID, gw=GRID)
+            seen = [i for i in range(len(scene.objects)) if (mask == i + 1).any()]
+            if len(seen) == 1:
+                best = int((image @ names[:NUM_NOUNS].T).argmax())
+                retrieval.append(NOUNS[best] == scene.objects[seen[0]].noun)
+            absent = [noun for noun in NOUNS if noun not in {item.noun for item in scene.objects}]
+            asked = [scene.objects[i].noun for i in seen] + [absent[rng.integers(len(absent))] for _ in seen]
+            texts = [q.fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in asked]
+            score = towers.encode_text(tokenize(tokenizer, texts)) @ key.T
+            for row, i in zip(score, seen, strict=False):
+                pointing.append(bool((touched[int(row.argmax())] == i + 1).any()))
+            positive += score[: len(seen)].amax(1).tolist()
+            negative += score[len(seen) :].amax(1).tolist()
+    towers.train()
+    wins = np.array(positive)[:, None] > np.array(negative)[None]
+    return {
+        "naming": float(np.mean(naming)),
+        "num_patches": len(naming),
+        "pointing": float(np.mean(pointing)),
+        "num_objects": len(pointing),
+        "retrieval": float(np.mean(retrieval)),
+        "num_single": len(retrieval),
+        "presence_auc": float(wins.mean()),
+    }
+
+
+def _learning_rate(config: TowerConfig, step: int, steps: int) -> float:
+    return config.lr * min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
+
+
+def _save(folder: Path, towers: Towers, tokenizer: PreTrainedTokenizerFast, state: dict[str, object]) -> None:
+    """Weights first, the state that resumes last: a kill in between costs at most the time since the last one."""
+    towers.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    partial = folder / "resume.pt.part"
+    torch.save(state, partial)
+    partial.replace(folder / "resume.pt")
+
+
+def train(config: TowerConfig, out: Path, *, stop_after: int | None = None, save_every_s: float = 120.0) -> Towers:
+    """Train, or continue an interrupted training, and save a `SiglipModel` folder with its tokenizer and `run.json`.
+
+    Every step depends on (seed, step) only, so a resumed run equals an uninterrupted one.
+
+    Args:
+        config: what to train.
+        out: folder of the model; also holds `resume.pt` while training is unfinished.
+        stop_after: leave (resumably) after this many steps.
+        save_every_s: seconds between checkpoints.
+
+    Raises:
+        ValueError: `out` holds an unfinished run of another configuration.
+    """
+    torch.manual_seed(config.seed)
+    tokenizer = build_tokenizer()
+    towers = Towers(len(tokenizer), tokenizer.convert_tokens_to_ids("<pad>"))
+    matrices = [p for p in towers.parameters() if p.ndim > 1]
+    others = [p for p in towers.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    step, steps, spent = 0, config.steps, 0.0
+    history: list[dict[str, float]] = []
+    if (out / "resume.pt").exists():
+        state = torch.load(out / "resume.pt", weights_only=True)
+        if state["config"] != asdict(config):
+            raise ValueError(f"{out} holds a run with {state['config']}: use the same settings, or another folder")
+        towers.load_state_dict(state["towers"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, steps, spent, history = state["step"], state["steps"], state["spent"], state["history"]
+    out.mkdir(parents=True, exist_ok=True)
+
+    begin = saved = warm = time.monotonic()
+    columns = (TextColumn("dual encoder"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=steps or None, completed=step, loss="")
+        while (step < steps or not steps) and step != stop_after:
+            if not steps and step == 30:  # the first ten steps only warm the machine up
+                now = time.monotonic()
+                steps = step + int((config.minutes * 60 - (now - begin)) / ((now - warm) / 20))
+                progress.update(task, total=steps)
+            if step == 10:
+                warm = time.monotonic()
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(config, step, steps or 10**9)
+            loss = loss_of(towers, tokenizer, config, step)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            now = time.monotonic()
+            if step % 50 == 0:
+                history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(spent + now - begin)})
+                (out / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+            progress.update(task, completed=step, loss=f"loss {loss.item():.3f}")
+            if now - saved > save_every_s or step in (stop_after, steps):
+                resume = {"config": asdict(config), "step": step, "steps": steps, "spent": spent + now - begin}
+                weights = {"towers": towers.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+                _save(out, towers, tokenizer, resume | weights)
+                saved = now
+    if step == steps:
+        spent += time.monotonic() - begin
+        run = {
+            "command": " ".join(sys.argv),
+            "config": asdict(config),
+            "steps": steps,
+            "seconds": round(spent),
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+            "parameters": sum(p.numel() for p in towers.model.parameters()),
+            "metrics": evaluate(towers, tokenizer, out / "clips", seed=config.seed),
+        }
+        (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    return towers
+
+
+def main(config: tyro.conf.OmitArgPrefixes[TowerConfig], out: Path = Path("runs/towers"), threads: int = 1) -> None:
+    """Train the dual encoder of the sprite world.
+
+    Args:
+        config: what to train.
+        out: folder for the model.
+        threads: CPU threads of torch.
+    """
+    torch.set_num_threads(threads)
+    train(config, out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

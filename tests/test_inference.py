@@ -1,0 +1,224 @@
+"""VideoChat: encode once, ask many; every way of asking gives the same answer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from hicom import VideoChat
+from hicom.inference import Answer, EncodedVideo
+from hicom.model.processing import InstructionWarning
+
+QUESTIONS = ["which object moves left ?", "is there a dog in the video ?", "how many red ?"]
+
+
+def frames(number: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (number, 24, 20, 3), dtype=np.uint8)
+
+
+def make_chat(seed: int = 0, **kwargs) -> VideoChat:
+    model = tiny.model(seed=seed, **kwargs)
+    return VideoChat(model, tiny.processor(model.config, num_frames=6))
+
+
+@pytest.fixture(scope="module")
+def chat() -> VideoChat:
+    return make_chat()
+
+
+@pytest.fixture(scope="module")
+def video(chat: VideoChat) -> EncodedVideo:
+    return chat.encode(frames())
+
+
+def test_many_questions_in_one_batch_equal_one_by_one(chat: VideoChat, video: EncodedVideo) -> None:
+    together = chat.ask(video, QUESTIONS, max_new_tokens=6)
+    alone = [chat.ask(video, question, max_new_tokens=6) for question in QUESTIONS]
+    assert together == alone
+    assert len(set(alone)) > 1, "all answers are the same, so this test shows nothing"
+
+
+def test_streamed_pieces_make_the_answer(chat: VideoChat, video: EncodedVideo) -> None:
+    pieces = list(chat.stream(video, QUESTIONS[0], max_new_tokens=12))
+    assert len(pieces) > 1
+    assert "".join(pieces) == chat.ask(video, QUESTIONS[0], max_new_tokens=12)
+
+
+def test_encoder_runs_once_for_many_questions(chat: VideoChat) -> None:
+    calls = []
+    hook = chat.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    video = chat.encode(frames())
+    chat.ask(video, QUESTIONS, max_new_tokens=2)
+    list(chat.stream(video, QUESTIONS[0], max_new_tokens=2))
+    hook.remove()
+    assert calls == [1]
+
+
+def test_answer_equals_plain_generate(chat: VideoChat, video: EncodedVideo) -> None:
+    """The library's own path and `generate` with a processor's inputs are the same path."""
+    message = {
+        "role": "user",
+        "content": [{"type": "video", "video": frames()}, {"type": "text", "text": QUESTIONS[0]}],
+    }
+    inputs = chat.processor.apply_chat_template([message], tokenize=True, add_generation_prompt=True)
+    ids = chat.model.generate(**inputs, max_new_tokens=6)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    text = chat.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert chat.ask(video, QUESTIONS[0], max_new_tokens=6) == text
+
+
+def test_answer_knows_what_it_cost(chat: VideoChat, video: EncodedVideo) -> None:
+    answer = chat.ask(video, QUESTIONS[0], max_new_tokens=2)
+    assert isinstance(answer, Answer)
+    assert answer.num_visual_tokens == 3 * 3 * 3 + 3
+    assert answer.num_uncompressed_tokens == 6 * 25
+    assert set(answer.timings) == {"decode", "vision encoder", "compressor", "LLM"}
+    assert answer.instruction == QUESTIONS[0]
+
+
+def test_budget_picks_the_window(chat: VideoChat, video: EncodedVideo) -> None:
+    for budget in (4, 10, 30, 90):
+        answer = chat.ask(video, QUESTIONS[0], max_visual_tokens=budget, max_new_tokens=1)
+        assert answer.num_visual_tokens <= budget
+    assert chat.ask(video, QUESTIONS[0], window=(1, 1, 1), max_new_tokens=1).num_visual_tokens == 6 * 25 + 3
+    with pytest.raises(ValueError, match="max_visual_tokens=3"):
+        chat.ask(video, QUESTIONS[0], max_visual_tokens=3)
+
+
+def test_window_larger_than_the_clip_makes_one_group(chat: VideoChat) -> None:
+    answer = chat.ask(chat.encode(frames(2)), QUESTIONS[0], window=(64, 9, 9), max_new_tokens=1)
+    assert answer.num_visual_tokens == 1 + 3
+
+
+def test_conversation_compresses_anew_for_every_question(chat: VideoChat, video: EncodedVideo) -> None:
+    conversation = chat.conversation(video)
+    first = conversation.ask(QUESTIONS[0], max_new_tokens=4)
+    assert first == chat.ask(video, QUESTIONS[0], max_new_tokens=4)
+    second = conversation.ask(QUESTIONS[1], max_new_tokens=4)
+    assert second.instruction == QUESTIONS[1]
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant"] * 2
+    # The same turns through the processor, with the second question as the instruction.
+    turns = [
+        {"role": "user", "content": [{"type": "video", "video": frames()}, {"type": "text", "text": QUESTIONS[0]}]},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": QUESTIONS[1]},
+    ]
+    inputs = chat.processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)
+    ids = chat.model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+    assert chat.processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == second
+
+
+def test_streamed_turn_joins_the_conversation(chat: VideoChat, video: EncodedVideo) -> None:
+    conversation = chat.conversation(video)
+    text = "".join(conversation.stream(QUESTIONS[0], max_new_tokens=4))
+    assert conversation.messages == [
+        {"role": "user", "content": QUESTIONS[0]},
+        {"role": "assistant", "content": text},
+    ]
+
+
+def test_failed_question_leaves_no_trace(chat: VideoChat, video: EncodedVideo) -> None:
+    conversation = chat.conversation(video)
+    with pytest.raises(ValueError, match="question is empty"):
+        conversation.ask("  ")
+    assert conversation.messages == []
+
+
+def test_several_videos_in_one_prompt(chat: VideoChat, video: EncodedVideo) -> None:
+    other = chat.encode(frames(4, seed=1))
+    answer = chat.ask([video, other], QUESTIONS[0], max_new_tokens=2)
+    assert answer.num_visual_tokens == (27 + 3) + (18 + 3)
+    assert answer.num_uncompressed_tokens == 10 * 25
+
+
+def test_error_in_the_generation_thread_reaches_the_caller(chat: VideoChat, video: EncodedVideo) -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        list(chat.stream(video, QUESTIONS[0], do_sample=True, temperature=-1.0))
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n"])
+def test_empty_question(chat: VideoChat, video: EncodedVideo, question: str) -> None:
+    with pytest.raises(ValueError, match="question is empty"):
+        chat.ask(video, question)
+
+
+def test_long_question_is_cut_for_the_compressor_only(chat: VideoChat, video: EncodedVideo) -> None:
+    long = " ".join(["which object moves left"] * 8)
+    with pytest.warns(InstructionWarning, match="32 tokens, the instruction encoder takes 12"):
+        answer = chat.ask(video, long, max_new_tokens=1)
+    assert answer.num_visual_tokens == 30
+
+
+def test_window_and_budget_exclude_each_other(chat: VideoChat, video: EncodedVideo) -> None:
+    with pytest.raises(ValueError, match="both choose the window"):
+        chat.ask(video, QUESTIONS[0], window=(2, 2, 2), max_visual_tokens=20)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_frames": 0}, {"num_frames": -3}, {"fps": 0.0}, {"start_s": 5.0, "end_s": 1.0}]
+)
+def test_impossible_frame_choices(chat: VideoChat, options: dict) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is video.py's, tested there
+        chat.encode(frames(), **options)
+
+
+def test_attention_maps_cover_the_video(chat: VideoChat, video: EncodedVideo) -> None:
+    output = chat.attention(video, QUESTIONS[0])
+    assert output.local_attention[0].shape == (3, 3, 3, 2, 2, 2)
+    torch.testing.assert_close(output.local_attention[0].sum((3, 4, 5)), torch.ones(3, 3, 3))
+    assert output.global_attention[0].shape == (1, 3, 6, 5, 5)
+
+
+def test_encoding_in_passes_changes_nothing(chat: VideoChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = chat.encode(frames())
+    monkeypatch.setattr("hicom.inference.FRAMES_PER_PASS", 4)
+    parts = chat.encode(frames())
+    torch.testing.assert_close(parts.features.values, whole.features.values)
+    torch.testing.assert_close(parts.features.keys, whole.features.keys)
+
+
+class TestLoading:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        chat = make_chat()
+        chat.model.save_pretrained(tmp_path / "model")
+        chat.processor.save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    def test_saved_model_answers_the_same(self, folder: Path, chat: VideoChat, video: EncodedVideo) -> None:
+        loaded = VideoChat.from_pretrained(folder)
+        assert loaded.ask(loaded.encode(frames()), QUESTIONS, max_new_tokens=5) == chat.ask(
+            video, QUESTIONS, max_new_tokens=5
+        )
+
+    def test_half_precision_weights_compute_in_float32_on_a_cpu(self, folder: Path) -> None:
+        chat = VideoChat.from_pretrained(folder, device="cpu")
+        chat.model.half().save_pretrained(folder)
+        assert VideoChat.from_pretrained(folder, device="cpu").model.dtype == torch.float32
+        assert VideoChat.from_pretrained(folder, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        "name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json"]
+    )
+    def test_missing_file_is_named(self, folder: Path, name: str) -> None:
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            VideoChat.from_pretrained(folder)
+
+    def test_unknown_model(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no such model folder"):
+            VideoChat.from_pretrained(tmp_path / "nowhere")
+
+    def test_pickles_are_refused(self, folder: Path) -> None:
+        shutil.move(folder / "model.safetensors", folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="pickles"):
+            VideoChat.from_pretrained(folder)
+
+    def test_unknown_precision(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match="dtype='float23'"):
+            VideoChat.from_pretrained(folder, dtype="float23")
