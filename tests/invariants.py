@@ -52,13 +52,6 @@ def assert_all_trainable_get_grad(module: nn.Module, *, zero: Iterable[str] = ()
             )
 
 
-def assert_frozen_unchanged(module: nn.Module, before: dict[str, Tensor]) -> None:
-    """Parameters without `requires_grad` are bit-equal to `before`, a copy of the state dictionary."""
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            assert torch.equal(parameter, before[name]), f"{name} is frozen and changed; is it in the optimizer?"
-
-
 def assert_counts_agree(count: Callable[..., int], tokens: Tensor, *sizes: object) -> None:
     """What `token_count` promises is what comes out; the processor expands placeholders by the promise."""
     promised = count(*sizes)

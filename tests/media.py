@@ -1,12 +1,13 @@
 """Write small test media whose frames carry their number as a grid of black and white blocks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from einops import repeat
 from numpy.typing import NDArray
 
@@ -114,3 +115,37 @@ def damage(path: Path, start: float, stop: float) -> Path:
     data[first:last] = np.random.default_rng(0).integers(0, 256, last - first, np.uint8).tobytes()
     path.write_bytes(data)
     return path
+
+
+def write_empty(path: Path) -> Path:
+    """Write a container with a video stream and no frames."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def write_cover(path: Path) -> Path:
+    """Write a sound file with a picture of its cover, which containers store as a video stream."""
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream("aac", rate=16000, layout="mono")
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(number_frame(0), format="rgb24").reformat(format="yuvj420p")))
+        container.mux(cover.encode())
+        _write_silence(container, sound, Fraction(1))
+    return path
+
+
+def remux(source: Path, target: Path, change: Callable[[Any], Iterable[Any]]) -> Path:
+    """Copy the video packets, each replaced by what `change` returns for it."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(reader.streams.video[0]):
+            if packet.size:
+                for changed in change(packet):
+                    changed.stream = stream
+                    writer.mux(changed)
+    return target

@@ -130,6 +130,35 @@ def test_sharded_checkpoint(official: Path) -> None:
         load_official(official)
 
 
+def test_tied_output_matrix_is_not_in_the_file(official: Path) -> None:
+    """Released models of 0.5B and 1.5B share input and output embeddings and store them once."""
+    config = json.loads((official / "config.json").read_text())
+    (official / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tensors = load_file(official / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, official / "model.safetensors")
+    model = load_official(official, dtype=torch.float32)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.lm_head.weight, tensors["model.embed_tokens.weight"].float())
+
+
+def test_llama_checkpoint(official: Path) -> None:
+    """The same layout around a Llama: no biases in its attention."""
+    config = json.loads((official / "config.json").read_text())
+    for key in ("use_sliding_window", "sliding_window", "max_window_layers"):
+        config.pop(key)
+    (official / "config.json").write_text(json.dumps(config | {"model_type": "hicom_llama"}))
+    tensors = load_file(official / "model.safetensors")
+    biases = [name for name in tensors if name.startswith("model.layers.") and name.endswith("proj.bias")]
+    assert biases
+    save_file({n: t for n, t in tensors.items() if n not in biases}, official / "model.safetensors")
+    model = load_official(official, dtype=torch.float32).eval()
+    assert type(model.model.language_model).__name__ == "LlamaModel"
+    ours = outputs(model, official / "video_t8")
+    golden = load_file(official / "video_t8" / "golden.safetensors")
+    assert error(ours["visual_tokens"], golden["visual_tokens"]) < 1e-4
+
+
 def test_tower_sizes_are_inferred_when_it_is_not_at_hand(official: Path) -> None:
     expected = outputs(load_official(official, dtype=torch.float32).eval(), official / "video_t8")
     shutil.rmtree(official / "siglip-so400m-patch14-384")

@@ -1,0 +1,151 @@
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import make_config, make_records, make_towers
+
+from hicom.data.collate import Collator, SampleSet
+from hicom.data.features import cache_features
+from hicom.data.records import Sample, read_records
+from hicom.model.modeling import HIComForConditionalGeneration
+from hicom.model.processing import HIComProcessor
+from hicom.train.assemble import assemble
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("collate")
+    make_towers(folder / "towers")
+    make_records(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(folder: Path) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
+    torch.manual_seed(0)
+    config = make_config(folder)
+    assert config.parts is not None
+    model, processor = assemble(config.parts)
+    return model.eval(), processor
+
+
+def test_labels_cover_exactly_the_answer_and_its_end(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor]
+) -> None:
+    processor = parts[1]
+    samples = [(i, sample) for i, sample in enumerate(read_records(folder / "records.jsonl"))]
+    batch = Collator(processor=processor, num_frames=4)(samples[:6])
+    for row, (_, sample) in zip(batch["labels"], samples, strict=False):
+        assert processor.tokenizer.decode(row[row != -100]) == f"{sample.answer}<|im_end|>"
+    learnt = batch["labels"] != -100
+    assert (batch["labels"][learnt] == batch["input_ids"][learnt]).all()
+
+
+def test_only_the_last_answer_of_a_conversation_is_learnt(
+    parts: tuple[HIComForConditionalGeneration, HIComProcessor],
+) -> None:
+    processor = parts[1]
+    messages = (
+        {"role": "user", "content": "is there a dog ?"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "which way does it go ?"},
+    )
+    row = Collator(processor=processor)([(0, Sample(messages, "it moves left"))])["labels"][0]
+    assert processor.tokenizer.decode(row[row != -100]) == "it moves left<|im_end|>"
+
+
+def test_the_prompt_is_that_of_inference(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor]
+) -> None:
+    processor = parts[1]
+    sample = read_records(folder / "records.jsonl")[0]
+    batch = Collator(processor=processor, num_frames=4, windows=((1, 2, 2),))([(0, sample)])
+    asked = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video", "video": sample.videos[0]}, {"type": "text", "text": "which way does the cat go ?"}]}],
+        tokenize=True,
+        add_generation_prompt=True,
+        num_frames=4,
+        window=(1, 2, 2),
+    )
+    length = asked["input_ids"].shape[1]
+    assert batch["window"] == (1, 2, 2)
+    assert torch.equal(batch["input_ids"][:, :length], asked["input_ids"])
+    assert torch.equal(batch["instruction_input_ids"], asked["instruction_input_ids"])
+    assert torch.equal(batch["pixel_values_videos"], asked["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("compression", ["conditional", "unguided", "off"])
+def test_kept_features_give_the_loss_of_pixels(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], compression: str
+) -> None:
+    model, processor = parts
+    records = read_records(folder / "records.jsonl")
+    videos = [video for sample in records for video in sample.videos]
+    store = cache_features(model, processor, videos, folder / "cache", num_frames=4, batch_frames=8)
+    items = [(i, records[i]) for i in range(5)]
+    plain = Collator(processor=processor, num_frames=4, compression=compression)  # type: ignore[arg-type]
+    kept = dataclasses.replace(plain, store=store)
+    with torch.no_grad():
+        loss_pixels, loss_kept = (model(**collator(items)).loss for collator in (plain, kept))
+    # float16 keeps 11 bits.
+    torch.testing.assert_close(loss_kept, loss_pixels, rtol=1e-3, atol=1e-3)
+
+
+def test_windows_depend_on_the_samples_alone(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor]
+) -> None:
+    windows = ((1, 2, 2), (2, 2, 2), (4, 4, 4))
+    samples = list(enumerate(read_records(folder / "records.jsonl")))
+
+    def draw(seed: int) -> list[object]:
+        collator = Collator(processor=parts[1], num_frames=4, windows=windows, seed=seed)
+        return [collator([samples[i]])["window"] for i in range(8)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert set(draw(1)) | set(draw(2)) == set(windows)
+
+
+def test_interrupted_and_changed_features_are_completed(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], tmp_path: Path
+) -> None:
+    model, processor = parts
+    make_records(tmp_path)
+    videos = [tmp_path / f"{i}.mp4" for i in range(6)]
+    store = cache_features(model, processor, videos[:4], tmp_path / "cache", num_frames=4)
+    # As a kill leaves it: features without a line, and half a line.
+    with (store.folder / "values.bin").open("ab") as file:
+        file.write(b"half")
+    with (store.folder / "index.jsonl").open("a") as file:
+        file.write('{"video": "')
+    whole = cache_features(model, processor, videos, tmp_path / "cache", num_frames=4)
+    fresh = cache_features(model, processor, videos, tmp_path / "other", num_frames=4)
+    assert whole.folder == store.folder
+    for name in ("values", "keys"):
+        torch.testing.assert_close(whole.read(videos, name), fresh.read(videos, name), rtol=0, atol=2e-3)  # type: ignore[arg-type]
+    (tmp_path / "0.mp4").write_bytes((tmp_path / "1.mp4").read_bytes())
+    again = cache_features(model, processor, videos, tmp_path / "cache", num_frames=4)
+    torch.testing.assert_close(again.read(videos[:1], "values"), again.read(videos[1:2], "values"), rtol=0, atol=2e-3)
+    assert cache_features(model, processor, videos, tmp_path / "cache", num_frames=2).folder != store.folder
+
+
+def test_an_unreadable_video_stops_or_is_left_out_by_name(
+    folder: Path,
+    parts: tuple[HIComForConditionalGeneration, HIComProcessor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, processor = parts
+    records = read_records(make_records(tmp_path, 4))
+    (tmp_path / "2.mp4").write_text("no video")
+    videos = [video for sample in records for video in sample.videos]
+    with pytest.raises(ValueError, match=r"2\.mp4.*on_bad_video='skip'"):
+        cache_features(model, processor, videos, tmp_path / "cache", num_frames=4)
+    with caplog.at_level(logging.WARNING):
+        store = cache_features(model, processor, videos, tmp_path / "cache", num_frames=4, on_bad_video="skip")
+    assert "1 of 4 videos cannot be read" in caplog.text
+    assert "2.mp4" in caplog.text
+    samples = SampleSet([records], store)
+    assert [samples[i][1].metadata["id"] for i in range(len(samples))] == [0, 1, 3]
