@@ -9,6 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 READY := $(VENV)/.ready
 
 .PHONY: help demo test test-slow check format clean
@@ -47,9 +48,9 @@ clean:
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'hicom needs Python 3.11 or newer: make PYTHON=python3.11 ...' >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	@$(HAS_PIP) || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo '$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv' >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(HAS_PIP) || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --retries 0 --no-deps torch==$(TORCH) --extra-index-url $(TORCH_INDEX)
 	@! grep -qi '^Requires-Dist: *\(nvidia\|cuda\)' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA || \
 	    { echo 'this torch is a CUDA build; $(TORCH_INDEX) must be reachable for the CPU one (then: make clean)' >&2; exit 1; }

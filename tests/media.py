@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -39,7 +39,7 @@ def read_numbers(frames: Iterable[NDArray[np.uint8]]) -> list[int]:
 
 
 def write_video(
-    file: Path | IO[bytes],
+    path: Path,
     num_frames: int = 64,
     *,
     fps: Fraction | int = 30,
@@ -55,14 +55,13 @@ def write_video(
     format: str | None = None,
     codec_options: dict[str, str] | None = None,
     muxer_options: dict[str, str] | None = None,
-) -> Path | IO[bytes]:
+) -> Path:
     """Encode numbered frames 0, 1, 2, ...; `ticks` (in 1 / `ticks_per_s` s) gives a variable frame rate.
 
     `rotation` (degrees counterclockwise) and `hflip` go into the display matrix and the pictures are stored turned the
     other way: a reader that applies the matrix sees them upright, `width` x `height`.
     """
-    name = str(file) if isinstance(file, Path) else file
-    with av.open(name, "w", format=format, options=muxer_options or {}) as container:
+    with av.open(str(path), "w", format=format, options=muxer_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=fps, options=codec_options or {})
         turned = rotation % 180 != 0
         stream.width, stream.height = (height, width) if turned else (width, height)
@@ -83,7 +82,7 @@ def write_video(
             frame.pts = ticks[number] if ticks is not None else number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return file
+    return path
 
 
 def _write_silence(container: Any, stream: Any, duration_s: Fraction) -> None:
@@ -117,9 +116,9 @@ def damage(path: Path, start: float, stop: float) -> Path:
     return path
 
 
-def write_empty(path: Path) -> Path:
+def write_empty(path: Path, muxer_options: dict[str, str]) -> Path:
     """Write a container with a video stream and no frames."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer_options) as container:
         stream: Any = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         container.start_encoding()
@@ -133,7 +132,9 @@ def write_cover(path: Path) -> Path:
         cover: Any = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
         cover.disposition = Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(number_frame(0), format="rgb24").reformat(format="yuvj420p")))
+        container.mux(
+            cover.encode(av.VideoFrame.from_ndarray(number_frame(0), format="rgb24").reformat(format="yuvj420p"))
+        )
         container.mux(cover.encode())
         _write_silence(container, sound, Fraction(1))
     return path

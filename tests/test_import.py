@@ -1,14 +1,19 @@
-"""`import hicom` and `hicom --help` are quick and pull in nothing heavy; names load on first use."""
+"""The package: whole when installed, quick to import, nothing heavy until a name is used."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 import hicom
 
+ROOT = Path(__file__).parent.parent
 HEAVY = (
     "torch",
     "transformers",
@@ -64,12 +69,29 @@ def test_the_compressor_needs_no_transformers() -> None:
     assert "transformers" not in loaded_after("from hicom import HybridCompressor")
 
 
-@pytest.mark.parametrize("code", ["hicom.HIComConfig", "hicom.register(); hicom.register()"])
-def test_first_use_registers_the_auto_classes(code: str) -> None:
+def test_first_use_registers_the_auto_classes() -> None:
     lookup = "from transformers import AutoConfig; print(type(AutoConfig.for_model('hicom')).__name__)"
-    assert python(f"import hicom; {code}; {lookup}") == "HIComConfig\n"
+    assert python(f"import hicom; hicom.HIComConfig; {lookup}") == "HIComConfig\n"
+
+
+def test_register_may_be_called_again() -> None:
+    hicom.register()
+    hicom.register()
+    assert isinstance(AutoConfig.for_model("hicom"), hicom.HIComConfig)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'HicomModel'"):
         _ = hicom.HicomModel
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "src" / "hicom", tmp_path / "src" / "hicom", ignore=shutil.ignore_patterns("__pycache__"))
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "."], cwd=tmp_path, check=True)
+    (wheel,) = (tmp_path / "dist").glob("hicom-*.whl")
+    files = {str(path.relative_to(tmp_path / "src")) for path in tmp_path.rglob("src/hicom/**/*") if path.is_file()}
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hicom/")} == files

@@ -38,13 +38,19 @@ def make_towers(folder: Path) -> Path:
     return folder
 
 
+def ask(number: int) -> str:
+    """Return a question; the same one for the same answer."""
+    noun = ("cat", "dog", "star")[number % 3]
+    return f"<video>\n{'is there a' if number % 2 else 'which way does the'} {noun} {'?' if number % 2 else 'go ?'}"
+
+
 def make_records(folder: Path, num_videos: int = 8) -> Path:
     """Write videos and a JSONL file with one question about each."""
     lines = []
     for number in range(num_videos):
         write_video(folder / f"{number}.mp4", 4 + number % 3, width=32, height=32)
         conversation = [
-            {"from": "human", "value": f"<video>\nwhich way does the {('cat', 'dog', 'star')[number % 3]} go ?"},
+            {"from": "human", "value": ask(number)},
             {"from": "gpt", "value": ANSWERS[number % len(ANSWERS)]},
         ]
         lines.append(json.dumps({"id": number, "video": f"{number}.mp4", "conversations": conversation}))

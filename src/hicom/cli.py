@@ -316,7 +316,13 @@ def dispatch(args: Sequence[str]) -> None:
 
 def parse(function: Callable[..., Any], name: str, args: Sequence[str], **options: Any) -> Any:
     """Call `function` with the options `args` of the command `name`; wrong ones end the program with code 2."""
-    return tyro.cli(function, prog=f"hicom {name}", args=args, config=(tyro.conf.FlagCreatePairsOff,), **options)
+    return tyro.cli(
+        function,
+        prog=f"hicom {name}",
+        args=args,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+        **options,
+    )
 
 
 def lookup(kind: str, name: str, choices: Mapping[str, Any]) -> Any:

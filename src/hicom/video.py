@@ -558,23 +558,23 @@ class _Video:
                 streams=tuple(_describe_stream(each) for each in container.streams),
             )
             # AVI stores no presentation times: with reordered frames FFmpeg's guesses are those of other frames.
-            guessed = container.format.name == "avi" and any(packet.pts != packet.dts for packet in self._packets)
+            is_guessed = container.format.name == "avi" and any(packet.pts != packet.dts for packet in self._packets)
+        self._is_timed = not is_guessed and self._has_consistent_times()
         self._frames = [i for i, packet in enumerate(self._packets) if packet.is_frame and not packet.is_corrupt]
-        self._is_scanned = False
-        if guessed or not self._frames or not self._has_reliable_times():
-            self._scan()
-        else:
+        self._decoded: list[int] | None = None  # after a scan: the frames to choose from among those that decode
+        if self._is_timed and self._frames:
             self._frames.sort(key=self._pts)
-            last = self._packets[self._frames[-1]]
-            self._set_times([self._pts(i) for i in self._frames], last.duration * self._time_base)
+            self._set_stamps([self._pts(i) for i in self._frames])
+        else:
+            self._scan()
 
     def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
-        if self._is_scanned:
-            wanted = set(indices)
+        if self._decoded is not None:
+            numbers = {self._decoded[index]: index for index in indices}
             for number, frame in enumerate(self._run([(0, len(self._packets))])):
-                if number in wanted:
-                    yield number, self._pixels(frame, size)
-                if number == indices[-1]:
+                if number in numbers:
+                    yield numbers.pop(number), self._pixels(frame, size)
+                if not numbers:
                     return
             raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
         missing = {self._pts(self._frames[index]): index for index in indices}
@@ -600,26 +600,43 @@ class _Video:
         assert pts is not None
         return pts
 
-    def _has_reliable_times(self) -> bool:
+    def _has_consistent_times(self) -> bool:
         pts = [packet.pts for packet in self._packets]
         dts = [packet.dts for packet in self._packets if packet.dts is not None]
         return None not in pts and len(set(pts)) == len(pts) and all(a <= b for a, b in pairwise(dts))
 
     def _scan(self) -> None:
         """Decode everything to learn which frames there are."""
-        self._is_scanned = True
         self._num_errors = 0
-        stamps = [frame.pts for frame in self._run([(0, len(self._packets))])]
-        if not stamps:
-            raise VideoError(f"{self._name}: none of its frames decodes; download it again")
-        known = [stamp for stamp in stamps if stamp is not None]
-        if len(known) < len(stamps) or any(a >= b for a, b in pairwise(known)):
-            self._time_base, known = 1 / self._rate, list(range(len(stamps)))
-        self._set_times(known, 1 / self._rate)
+        self._decoded = []
+        stamps: list[int] = []
+        total = 0
+        for frame in self._run([(0, len(self._packets))]):
+            if frame.pts is not None and (not stamps or frame.pts > stamps[-1]):
+                self._decoded.append(total)
+                stamps.append(frame.pts)
+            total += 1
+        if total == 0:
+            raise VideoError(f"{self._name}: none of its {len(self._packets)} frames decodes; download it again")
+        # Good times stay: out of order there are only pictures that the decoder gives out again after damage.
+        if len(stamps) == total or (self._is_timed and self._num_errors > 0):
+            self._set_stamps(stamps)
+        else:
+            self._decoded = list(range(total))
+            self._set_times(np.arange(total) / self._rate, total / self._rate)
 
-    def _set_times(self, stamps: list[int], last_duration_s: float) -> None:
-        self.times_s = (np.array(stamps) - stamps[0]) * self._time_base
-        duration_s = float(self.times_s[-1]) + (last_duration_s or 1 / self._rate)
+    def _set_stamps(self, stamps: list[int]) -> None:
+        first, last, last_duration = stamps[0], stamps[-1], 0
+        if self._is_timed:  # then damaged frames have their times too
+            shown = [position for position, packet in enumerate(self._packets) if packet.is_frame]
+            first = self._pts(min(shown, key=self._pts))
+            last = self._pts(max(shown, key=self._pts))
+            last_duration = self._packets[max(shown, key=self._pts)].duration
+        duration_s = (last - first + last_duration) * self._time_base + (0 if last_duration else 1 / self._rate)
+        self._set_times((np.array(stamps) - first) * self._time_base, duration_s)
+
+    def _set_times(self, times_s: NDArray[np.float64], duration_s: float) -> None:
+        self.times_s = times_s
         num_packets = len(self._packets) + self._num_empty
         num_frames = sum(packet.is_frame for packet in self._packets)
         is_truncated = self._num_declared > num_packets
@@ -627,13 +644,13 @@ class _Video:
             num_frames += self._num_declared - num_packets
         is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
         damage = ""
-        if len(stamps) < num_frames and (is_truncated or is_damaged):
-            damage = f"{'truncated' if is_truncated else 'damaged'}: {len(stamps)} of {num_frames} frames decode"
+        if len(times_s) < num_frames and (is_truncated or is_damaged):
+            damage = f"{'truncated' if is_truncated else 'damaged'}: {len(times_s)} of {num_frames} frames decode"
         self.info = replace(
             self.info,
             duration_s=duration_s,
-            num_frames=len(stamps),
-            fps=len(stamps) / duration_s,
+            num_frames=len(times_s),
+            fps=len(times_s) / duration_s,
             damage=damage,
         )
 
@@ -666,12 +683,12 @@ class _Video:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
         with container:
-            streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+            covers = [each for each in container.streams.video if each.disposition & Disposition.attached_pic]
+            streams = [each for each in container.streams.video if each not in covers]
             if not streams:
-                kinds = " and ".join(sorted({each.type for each in container.streams})) or "no stream"
-                raise VideoError(
-                    f"{self._name}: there is no video in it, only {kinds}; give a file with a video stream"
-                )
+                kinds = sorted({each.type for each in container.streams if each not in covers})
+                holds = f"it has no video, only {' and '.join(kinds)}" if kinds else "it has no streams"
+                raise VideoError(f"{self._name}: {holds}; give a file with a video stream")
             best = container.streams.best("video")
             stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
             if stream.codec_context is None:

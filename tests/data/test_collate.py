@@ -38,7 +38,7 @@ def test_labels_cover_exactly_the_answer_and_its_end(
     samples = [(i, sample) for i, sample in enumerate(read_records(folder / "records.jsonl"))]
     batch = Collator(processor=processor, num_frames=4)(samples[:6])
     for row, (_, sample) in zip(batch["labels"], samples, strict=False):
-        assert processor.tokenizer.decode(row[row != -100]) == f"{sample.answer}<|im_end|>"
+        assert processor.tokenizer.decode(row[row != -100]) .split() == [*sample.answer.split(), "<|im_end|>"]
     learnt = batch["labels"] != -100
     assert (batch["labels"][learnt] == batch["input_ids"][learnt]).all()
 
@@ -53,7 +53,7 @@ def test_only_the_last_answer_of_a_conversation_is_learnt(
         {"role": "user", "content": "which way does it go ?"},
     )
     row = Collator(processor=processor)([(0, Sample(messages, "it moves left"))])["labels"][0]
-    assert processor.tokenizer.decode(row[row != -100]) == "it moves left<|im_end|>"
+    assert processor.tokenizer.decode(row[row != -100]) .split() == ["it", "moves", "left", "<|im_end|>"]
 
 
 def test_the_prompt_is_that_of_inference(

@@ -80,9 +80,7 @@ class Collator:
                 if self.compression == "conditional" and "keys" in self.store.key:
                     features["video_keys"] = self.store.read(videos, "keys").float()
         conversations: list[list[dict[str, Any]]] = [self.conversation(sample) for sample in samples]
-        batch = self.processor.apply_chat_template(
-            conversations, tokenize=True, return_labels=True, **extra, **media
-        )
+        batch = self.processor.apply_chat_template(conversations, tokenize=True, return_labels=True, **extra, **media)
         assert not isinstance(batch, str | list)
         return {**batch, **features, **extra}
 

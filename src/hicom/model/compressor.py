@@ -30,6 +30,7 @@ from .ops import (
     gather_windows,
     mean_of_groups,
     resample_to_groups,
+    sinusoidal_positions,
     sinusoidal_table,
     time_plan,
     token_count,
@@ -407,20 +408,17 @@ class GlobalCompressor(nn.Module):
     def logits(self, query_VND: Tensor, x_VTHWD: Tensor, start: int) -> Tensor:
         """Return `float[V, M, T, H, W]`: attention logits over a chunk whose first frame has the number `start`."""
         num_frames, height, width, dim = x_VTHWD.shape[1:]
-        tables = [
-            sinusoidal_table(length, dim, first).to(x_VTHWD)
-            for length, first in ((num_frames, start), (height, 0), (width, 0))
-        ]
         if self.use_logit_scale:
-            positions = tables[0][:, None, None] + tables[1][:, None] + tables[2]
-            keys = normalize(self.attention.k_proj(x_VTHWD + positions))
+            positions = sinusoidal_positions(num_frames, height, width, dim, start)
+            keys = normalize(self.attention.k_proj(x_VTHWD + positions.to(x_VTHWD)))
             keys = rearrange(keys, "v t h w (m e) -> v m (t h w) e", m=self.attention.num_heads)
             logits = self.attention.project_queries(query_VND, self.logit_scale) @ keys.mT + self.logit_bias
             return rearrange(logits, "v m n (t h w) -> v (m n) t h w", t=num_frames, h=height)
         rows = self.attention.project_queries(query_VND)
         logits = (rows @ rearrange(x_VTHWD, "v t h w d -> v d (t h w)")).unflatten(-1, (num_frames, height, width))
         # A position is a sum of three tables, so its logits are too: no key of patch plus position is ever stored.
-        t, h, w = (rows @ table.mT for table in tables)
+        axes = ((num_frames, start), (height, 0), (width, 0))
+        t, h, w = (rows @ sinusoidal_table(length, dim, first).to(rows).mT for length, first in axes)
         return logits + t[..., :, None, None] + h[..., None, :, None] + w[..., None, None, :]
 
     def context(self, weights_VMTHW: Tensor, x_VTHWD: Tensor, start: int) -> Tensor:
@@ -727,8 +725,9 @@ class HybridCompressor(nn.Module):
 class CompressorStream:
     """One video in chunks: local windows close in time order, the global branch keeps an online softmax.
 
-    Memory does not grow with the length: at most a few windows of frames wait for the local branch, and the global
-    branch keeps one running maximum, sum and average a query. Made by `HybridCompressor.stream`.
+    Memory does not grow with the length: some windows of frames wait for the local branch (as many as a window has
+    frames, if the length is not known), and the global branch keeps one running maximum, sum and average a query. Made
+    by `HybridCompressor.stream`.
     """
 
     def __init__(

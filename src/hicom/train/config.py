@@ -65,7 +65,7 @@ class Parts:
 
     towers: str
     hidden_size: int = 128
-    intermediate_size: int = 384
+    intermediate_size: int = 256
     num_layers: int = 4
     num_heads: int = 4
     window: Window = (2, 4, 4)

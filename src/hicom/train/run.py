@@ -254,7 +254,11 @@ def make_data(
 
 
 def make_trainer(
-    config: TrainConfig, model: HIComForConditionalGeneration, processor: HIComProcessor, out: Path, stamp: dict[str, Any]
+    config: TrainConfig,
+    model: HIComForConditionalGeneration,
+    processor: HIComProcessor,
+    out: Path,
+    stamp: dict[str, Any],
 ) -> Trainer:
     """Return the Trainer of a run, and write its resolved table of stages to the log and to `stamp`."""
     if config.bf16 and not torch.cuda.is_available():

@@ -25,6 +25,7 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+from transformers.utils import logging
 
 from hicom.world import questions as q
 from hicom.world.render import Pixels, render, render_frame, write_video
@@ -75,7 +76,7 @@ class TowerConfig:
     steps: int = 0
     minutes: float = 20.0
     seed: int = 0
-    batch: int = 64
+    batch: int = 32
     lr: float = 2e-3
     warmup: int = 100
     image_weight: float = 0.1
@@ -175,6 +176,23 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     """Token ids int[N, 32], padded to the full length because SigLIP pools the last position."""
     batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     return torch.as_tensor(batch["input_ids"])
+
+
+@torch.no_grad()
+def whiten_stem(towers: Towers, seed: int) -> None:
+    """Start the patch embedding as the whitened principal components of real patches.
+
+    Neighbouring pixels are almost equal, so with a random start fine detail is a small signal that is learnt late.
+    """
+    frames, _, _ = training_batch(seed, 2**31, 256)
+    patches = rearrange(preprocess(frames), "b c (gh ph) (gw pw) -> (b gh gw) (c ph pw)", ph=PATCH, pw=PATCH)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+    values, vectors = values[-WIDTH:], vectors[:, -WIDTH:]
+    weight = (vectors / (values + 0.05).sqrt()).T  # the constant keeps codec noise from being blown up
+    stem = towers.model.vision_model.embeddings.patch_embedding
+    stem.weight.copy_(rearrange(weight, "d (c ph pw) -> d c ph pw", ph=PATCH, pw=PATCH))
+    stem.bias.copy_(-weight @ mean)
 
 
 def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerConfig, step: int) -> Tensor:
@@ -298,6 +316,7 @@ def train(config: TowerConfig, out: Path, *, stop_after: int | None = None, save
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     towers = Towers(len(tokenizer), tokenizer.convert_tokens_to_ids("<pad>"))
+    whiten_stem(towers, config.seed)
     matrices = [p for p in towers.parameters() if p.ndim > 1]
     others = [p for p in towers.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -367,6 +386,7 @@ def main(config: tyro.conf.OmitArgPrefixes[TowerConfig], out: Path = Path("runs/
         threads: CPU threads of torch.
     """
     torch.set_num_threads(threads)
+    logging.disable_progress_bar()
     train(config, out)
 
 

@@ -1,0 +1,255 @@
+"""Break the code on purpose and see that the tests notice: `python tests/faults.py` rewrites docs/testing.md.
+
+Each fault replaces one piece of the source in a copy of `src/` and runs the one test that must fail. A fault that no
+longer applies, or that its test no longer notices, is an error: then either the test or this list is out of date.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OPS, COMPRESSOR = "hicom/model/ops.py", "hicom/model/compressor.py"
+MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
+INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One deliberate fault: what breaks, where, and which test must notice."""
+
+    what: str
+    path: str
+    old: str
+    new: str
+    test: str
+
+
+FAULTS = [
+    Fault(
+        "windows: the short steps come first instead of last",
+        OPS,
+        "(step >= groups - 1 - extra)",
+        "(step < extra)",
+        "tests/model/test_ops.py::test_group_starts_by_hand",
+    ),
+    Fault(
+        "token count rounds down",
+        OPS,
+        "return -(-length // size)",
+        "return max(1, length // size)",
+        "tests/model/test_ops.py::test_token_count",
+    ),
+    Fault(
+        "values of the paper's global branch get positions",
+        COMPRESSOR,
+        '        if self.dialect == "release":\n            context = context +',
+        "        if True:\n            context = context +",
+        "tests/model/test_compressor.py::test_equals_reference",
+    ),
+    Fault(
+        "the paper's coarse injection normalises after the modulation",
+        COMPRESSOR,
+        "self.norm(x_VND) * scale + shift",
+        "self.norm(x_VND * scale + shift)",
+        "tests/model/test_compressor.py::test_equals_reference",
+    ),
+    Fault(
+        "gates blend the wrong way round",
+        COMPRESSOR,
+        "(1 - self.alpha) * x + self.alpha * self.norm(self.proj(x))",
+        "self.alpha * x + (1 - self.alpha) * self.norm(self.proj(x))",
+        "tests/model/test_convert.py::test_golden_parity or tests/model/test_compressor.py::test_equals_reference",
+    ),
+    Fault(
+        "no gradient to the keys",
+        COMPRESSOR,
+        "        if self.key_gate is not None:\n",
+        "        keys = keys.detach()\n        if self.key_gate is not None:\n",
+        "tests/model/test_compressor.py::test_equals_reference",
+    ),
+    Fault(
+        "local windows are not masked in a batch with shorter videos",
+        COMPRESSOR,
+        'logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)',
+        "pass",
+        "tests/model/test_compressor.py::test_batch_equals_one_by_one",
+    ),
+    Fault(
+        "the global branch sees its neighbours' padding",
+        COMPRESSOR,
+        'logits = logits.masked_fill(~rearrange(real, "v t -> v 1 t 1 1"), -math.inf)',
+        "pass",
+        "tests/model/test_compressor.py::test_batch_equals_one_by_one",
+    ),
+    Fault(
+        "every window takes the first video's instruction",
+        COMPRESSOR,
+        "frame_video[plan.index] = plan.video[:, None]",
+        "pass",
+        "tests/model/test_compressor.py::test_batch_equals_one_by_one",
+    ),
+    Fault(
+        "the online softmax forgets to rescale",
+        COMPRESSOR,
+        "decay = (self.maximum - maximum).exp()",
+        "decay = torch.ones_like(maximum)",
+        "tests/model/test_compressor.py::test_stream_equals_one_shot",
+    ),
+    Fault(
+        "a live stream closes windows that its length may still move",
+        OPS,
+        "        closed = min(closed, regular)",
+        "        pass",
+        "tests/model/test_ops.py::test_closed_groups_stay_where_they_are_whatever_follows",
+    ),
+    Fault(
+        "learnable tokens start at zero, as in the release",
+        COMPRESSOR,
+        "nn.init.normal_(self.global_.query, std=0.02)",
+        "nn.init.zeros_(self.global_.query)",
+        "tests/model/test_compressor.py::test_global_tokens_differ_and_only_the_instruction_steers",
+    ),
+    Fault(
+        "the instruction is ignored",
+        MODELING,
+        "            pooled, tokens = self.encode_instruction(instruction_input_ids, instruction_attention_mask)\n",
+        "            pooled, tokens = self.encode_instruction(instruction_input_ids * 0, instruction_attention_mask)\n",
+        "tests/model/test_modeling.py::test_instruction_changes_visual_tokens_and_answer_logits",
+    ),
+    Fault(
+        "attention maps are always returned",
+        COMPRESSOR,
+        "            if return_attention:\n                heads",
+        "            if True:\n                heads",
+        "tests/model/test_compressor.py::test_attention_maps_sum_to_one_and_come_on_request_only",
+    ),
+    Fault(
+        "the run-time window is ignored",
+        COMPRESSOR,
+        "return self.window if window is None else check_window(window)",
+        "return self.window",
+        "tests/model/test_modeling.py::test_run_time_window_and_compression_modes",
+    ),
+    Fault(
+        "values come from the last layer instead of the one before",
+        MODELING,
+        "output.hidden_states[self.config.vision_feature_layer]",
+        "output.hidden_states[-1]",
+        "tests/model/test_convert.py::test_golden_parity",
+    ),
+    Fault(
+        "keys lose the residual of the pooling head",
+        MODELING,
+        "keys = last + tower.head.mlp(",
+        "keys = tower.head.mlp(",
+        "tests/model/test_convert.py::test_golden_parity",
+    ),
+    Fault(
+        "a prompt is compressed at every step of generation",
+        MODELING,
+        '            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)\n',
+        '            [self.model.embed(input_ids, **media) for _ in range(2)]\n'
+        '            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)\n',
+        "tests/model/test_modeling.py::test_encoder_runs_once_per_generate",
+    ),
+    Fault(
+        "prompts are padded on the right",
+        PROCESSING,
+        "padded[i, length - len(row) :] = row",
+        "padded[i, : len(row)] = row",
+        "tests/model/test_processing.py::test_left_padding",
+    ),
+    Fault(
+        "the loss covers the question too",
+        PROCESSING,
+        "return np.where(is_answer, ids, -100)",
+        "return ids",
+        "tests/model/test_processing.py::test_labels_cover_the_last_answer_and_its_end",
+    ),
+    Fault(
+        "loading only warns about wrong tensors",
+        MODELING,
+        "        raise_on_problems(str(pretrained_model_name_or_path), problems)\n",
+        "",
+        "tests/model/test_modeling.py::test_checkpoint_with_wrong_tensors_is_refused_by_name",
+    ),
+    Fault(
+        "the processor forgets its numbers when saved",
+        PROCESSING,
+        "self.image_mean = list(image_mean)",
+        "self.image_mean = [0.5, 0.5, 0.5]",
+        "tests/model/test_processing.py::test_save_and_load",
+    ),
+    Fault(
+        "pickled weights are not recognised",
+        CONVERT,
+        'if p.suffix in (".bin", ".pt", ".pth", ".pkl")',
+        "if False",
+        "tests/model/test_convert.py::test_pickled_weights_are_refused",
+    ),
+    Fault(
+        "the second question keeps the first one's visual tokens",
+        INFERENCE,
+        "instructions = [_instruction(conversation, instruction) for conversation in conversations]",
+        "instructions = [_instruction(conversations[0], instruction) for _ in conversations]",
+        "tests/test_inference.py::test_many_questions_in_one_batch_equal_one_by_one",
+    ),
+    Fault(
+        "an error while streaming is swallowed",
+        INFERENCE,
+        "        if errors:\n            raise errors[0]\n",
+        "",
+        "tests/test_inference.py::test_error_in_the_generation_thread_reaches_the_caller",
+    ),
+]
+
+
+def run(fault: Fault) -> tuple[bool, str]:
+    """Return whether the fault's test notices it, and the first line of what it says."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "hicom-*"))
+        source = (copy / fault.path).read_text(encoding="utf-8")
+        if source.count(fault.old) < 1:
+            raise ValueError(f"{fault.what}: {fault.path} no longer holds {fault.old!r}")
+        (copy / fault.path).write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+        tests = fault.test.split(" or ")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", "", *tests]
+        environment = dict(os.environ, PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    message = re.search(r"^E\s+(\S.*)$", result.stdout, re.MULTILINE)
+    # Exit code 1: tests ran and some failed. Anything else is no proof.
+    return result.returncode == 1, message.group(1) if message else result.stdout.strip()[-200:]
+
+
+def main() -> int:
+    """Run all faults, write the table, and return the number of those that went unnoticed."""
+    rows, unnoticed = [], 0
+    for fault in FAULTS:
+        noticed, message = run(fault)
+        unnoticed += not noticed
+        print("noticed " if noticed else "UNNOTICED", fault.what, "|", message, flush=True)
+        tests = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in fault.test.split(" or "))
+        message = message.replace("|", "\\|").replace("<", "&lt;")
+        rows.append(f"| {fault.what} | `{fault.path.removeprefix('hicom/')}` | {tests} | {message[:160]} |")
+    page = ROOT / "docs" / "testing.md"
+    text = page.read_text(encoding="utf-8")
+    start, end = "<!-- faults -->\n", "<!-- /faults -->"
+    head, _, rest = text.partition(start)
+    _, _, tail = rest.partition(end)
+    table = "\n".join(["| fault | in | test that must fail | what it said |", "|---|---|---|---|", *rows])
+    page.write_text(f"{head}{start}\n{table}\n\n{end}{tail}", encoding="utf-8")
+    print(f"{len(FAULTS) - unnoticed} of {len(FAULTS)} faults noticed")
+    return unnoticed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_training import ALL, make_config, make_records, make_towers
+
+from hicom.model.modeling import HIComForConditionalGeneration
+from hicom.model.processing import HIComProcessor
+from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
+from hicom.train.run import last_checkpoint
+
+TESTS = Path(__file__).parents[1]
+
+# Trains the run of `make_config(FOLDER, out=OUT, CHANGES)`, and kills itself while it makes batch KILL_AT.
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from toy_training import make_config
+from hicom.data.collate import Collator
+from hicom.train import run
+folder, out, kill_at, changes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), eval(sys.argv[4])
+make_batch, made = Collator.__call__, []
+def counted(self, items):
+    made.append(1)
+    if len(made) == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_batch(self, items)
+Collator.__call__ = counted
+run(make_config(folder, out=out, **changes))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    make_towers(folder / "towers")
+    make_records(folder)
+    return folder
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    for name, tensor in weights(a).items():
+        assert torch.equal(tensor, weights(b)[name]), f"{name} differs: part of the state is not restored"
+
+
+def windows(*sizes: tuple[int, int, int]) -> StageConfig:
+    return StageConfig(trainable=ALL, windows=sizes)
+
+
+def test_resumes_exactly_after_a_kill(folder: Path, tmp_path: Path) -> None:
+    # 7 samples of 2 make an epoch of 3 steps: the kill is in the second one, two steps after a checkpoint.
+    stage = windows((1, 2, 2), (2, 2, 2), (4, 4, 4))
+    changes = {"steps": 8, "save_every": 3, "batch_size": 1, "accumulate": 2, "stage": stage}
+    text = "dict(steps=8, save_every=3, batch_size=1, accumulate=2, stage=__import__('hicom.train').train.StageConfig("
+    text += "trainable=__import__('toy_training').ALL, windows=((1, 2, 2), (2, 2, 2), (4, 4, 4))))"
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(killed), "11", text]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert not (killed / "model").exists()
+    assert last_checkpoint(killed / "checkpoints") == killed / "checkpoints" / "checkpoint-3"
+    # A kill in the middle of writing leaves a checkpoint without its mark.
+    (killed / "checkpoints" / "checkpoint-5").mkdir()
+    run(make_config(folder, out=str(killed), **changes))
+    run(make_config(folder, out=str(whole), **changes))
+    assert_same_weights(killed, whole)
+    logs = [json.loads((out / "log.json").read_text()) for out in (killed, whole)]
+    assert [row.get("loss") for row in logs[0]][:8] == [row.get("loss") for row in logs[1]][:8]
+
+
+def test_the_run_folder_says_what_was_run(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, out=str(tmp_path))
+    model_folder = run(config)
+    stamp = json.loads((tmp_path / "run.json").read_text())
+    assert stamp["configuration"] == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert stamp["status"] == "finished"
+    assert {"torch", "transformers", "hicom", "python"} <= stamp["versions"].keys()
+    assert {"command", "commit", "seed", "hardware", "started", "samples"} <= stamp.keys()
+    assert stamp["wall_s"] > 0
+    assert sum(row["parameters"] for row in stamp["trainable"]) > 0
+    assert len([row for row in json.loads((tmp_path / "log.json").read_text()) if "loss" in row]) == config.steps
+    assert list((tmp_path / "tensorboard").iterdir())
+    # Finished: nothing is trained again.
+    modified = (model_folder / "model.safetensors").stat().st_mtime_ns
+    assert run(config) == model_folder
+    assert (model_folder / "model.safetensors").stat().st_mtime_ns == modified
+
+
+def test_refuses_a_folder_of_another_run(folder: Path, tmp_path: Path) -> None:
+    run(make_config(folder, out=str(tmp_path), steps=1))
+    with pytest.raises(ValueError, match=r"another configuration \(seed, steps differ\)"):
+        run(make_config(folder, out=str(tmp_path), steps=2, seed=1))
+
+
+def test_refuses_a_folder_in_use(folder: Path, tmp_path: Path) -> None:
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); f.write('77'); f.flush()"
+    command = [sys.executable, "-c", lock + "; print(flush=True); sys.stdin.read()", str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="in use by process 77"):
+            run(make_config(folder, out=str(tmp_path)))
+        other.kill()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"parts": None}, "either init"),
+        ({"parts": None, "init": "nowhere"}, "there is no model in nowhere"),
+        ({"batch_size": 9}, "8 samples are fewer than the 9"),
+        ({"bf16": True}, "needs a GPU"),
+        ({"data": DataConfig(records=("none.jsonl",))}, r"there is no file none\.jsonl"),
+    ],
+)
+def test_impossible_runs(folder: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(make_config(folder, out=str(tmp_path), **changes))
+
+
+def test_a_chain_passes_the_model_on(folder: Path, tmp_path: Path) -> None:
+    first = make_config(folder, name="first", stage=StageConfig(trainable=ALL[1:2]))
+    second = make_config(folder, name="second", parts=None, init="set by the chain")
+    model_folder = run(Chain(out=str(tmp_path), stages=(first, second)))
+    assert model_folder == tmp_path / "second" / "model"
+    assert json.loads((tmp_path / "second" / "run.json").read_text())["configuration"]["init"] == str(
+        tmp_path / "first" / "model"
+    )
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert {name for name in before if not torch.equal(before[name], after[name])}
+    # What a stage leaves can be asked at once.
+    model = HIComForConditionalGeneration.from_pretrained(model_folder)
+    processor = HIComProcessor.from_pretrained(model_folder)
+    content = [{"type": "video", "video": folder / "0.mp4"}, {"type": "text", "text": "which way does the cat go ?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True
+    )
+    assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
+
+
+def test_accumulation_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    outs = []
+    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        outs.append(tmp_path / str(accumulate))
+        run(make_config(folder, out=str(outs[-1]), batch_size=batch_size, accumulate=accumulate, steps=2))
+    for other in outs[1:]:
+        for name, tensor in weights(outs[0]).items():
+            torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.dist
+def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    changes = "dict(batch_size=2, steps=2)"
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(folder), str(tmp_path / "two"), "0", changes], env=environment, check=True)
+    run(make_config(folder, out=str(tmp_path / "one"), batch_size=4, steps=2))
+    for name, tensor in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-4, atol=2e-5)
+
+
+def test_pixels_train_as_kept_features_do(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, out=str(tmp_path / "kept"), steps=2)
+    run(config)
+    data = dataclasses.replace(config.data, cache=None)
+    run(TrainConfig(**{**vars(config), "out": str(tmp_path / "pixels"), "data": data}))
+    for name, tensor in weights(tmp_path / "kept").items():
+        torch.testing.assert_close(weights(tmp_path / "pixels")[name], tensor, rtol=1e-2, atol=2e-3)
