@@ -6,10 +6,16 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .compressor import Dialect, Injection
 from .ops import check_window
+
+# Parts that a configuration does not describe. SigLIP's own begin and end of text lie outside its vocabulary.
+_DEFAULT_PARTS: dict[str, dict[str, Any]] = {
+    "vision_config": {"model_type": "siglip_vision_model"},
+    "instruction_config": {"model_type": "siglip_text_model", "bos_token_id": None, "eos_token_id": None},
+    "text_config": {"model_type": "qwen2"},
+}
 
 # What transformers itself passes to a configuration beside its declared fields.
 _HUGGING_FACE_KEYS = {
@@ -58,15 +64,10 @@ class HIComConfig(PreTrainedConfig):
     """
 
     model_type = "hicom"
-    sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
-        "instruction_config": SubConfigSpec(
-            # SigLIP's own defaults for these lie outside its vocabulary.
-            config_class=AutoConfig,
-            model_type="siglip_text_model",
-            init_kwargs={"bos_token_id": None, "eos_token_id": None},
-        ),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    sub_configs = {  # noqa: RUF012
+        "vision_config": AutoConfig,
+        "instruction_config": AutoConfig,
+        "text_config": AutoConfig,
     }
 
     # Dictionaries before `__post_init__`, configurations after it.
@@ -99,6 +100,11 @@ class HIComConfig(PreTrainedConfig):
                 raise ValueError(f"unknown configuration key {key!r} of a HICom model{hint}")
         if self.window is not None:
             self.window = check_window(self.window)
+        for name, default in _DEFAULT_PARTS.items():
+            part = getattr(self, name)
+            if not isinstance(part, PreTrainedConfig):
+                fields = dict(part) if part else default
+                setattr(self, name, AutoConfig.for_model(**fields))
         super().__post_init__(**kwargs)
         # The LLM's own setting wins: checkpoints of small LLMs say it there only.
         if self.text_config.tie_word_embeddings:
