@@ -203,7 +203,7 @@ class TestLoading:
         assert VideoChat.from_pretrained(folder, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
 
     @pytest.mark.parametrize(
-        "name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json"]
+        "name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json"]
     )
     def test_missing_file_is_named(self, folder: Path, name: str) -> None:
         (folder / name).unlink()

@@ -1,5 +1,6 @@
 """The video reader: every frame of a test video shows its number, so wrong frames and wrong times cannot hide."""
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "vp9": ("webm", {"codec": "libvpx-vp9", "codec_options": {"g": "20", "cpu-used": "8", "deadline": "realtime"}}),
     "motion jpeg": ("avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
     "hevc": ("mp4", {"codec": "libx265", "codec_options": {"x265-params": "keyint=20:bframes=4:log-level=none"}}),
+    "av1": ("mp4", {"codec": "libsvtav1", "codec_options": {"g": "20", "preset": "8", "crf": "10"}}),
     "gif": ("gif", {"codec": "gif", "pix_fmt": "rgb8"}),
 }
 # Here nothing says which packet is which frame: the reader has to decode everything to find out.
@@ -89,18 +92,18 @@ def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def num_decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Count the packets that go into the decoder."""
-    count = 0
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the packets that go into the decoder and the frames that come out."""
+    counts: Counter[str] = Counter()
     decode = hicom.video._Video._decode
 
     def counted(clip: Any, stream: Any, packet: Any) -> Any:
-        nonlocal count
-        count += packet is not None
-        return decode(clip, stream, packet)
+        frames = decode(clip, stream, packet)
+        counts.update(packets=packet is not None, frames=len(frames))
+        return frames
 
     monkeypatch.setattr(hicom.video._Video, "_decode", counted)
-    return lambda: count
+    return counts
 
 
 def decode_all(path: Path) -> list[np.ndarray[Any, Any]]:
@@ -162,7 +165,7 @@ def test_few_frames_equal_those_of_a_full_read(
         clip = read_frames(videos(name), num_frames=num_frames)
         assert np.array_equal(clip.frames, full.frames[chosen])
         assert np.array_equal(clip.timestamps_s, full.timestamps_s[chosen])
-    for index in range(0, NUM_FRAMES, 5):
+    for index in range(0, NUM_FRAMES, 11):
         times = full.timestamps_s[[index, (index + 61) % NUM_FRAMES]]
         clip = read_frames(videos(name), timestamps_s=times)
         assert read_numbers(clip.frames) == [index, (index + 61) % NUM_FRAMES]
@@ -177,6 +180,8 @@ def test_frames_are_right_where_time_stamps_do_not_tell(videos: Callable[[str], 
             chosen = uniform_indices(NUM_FRAMES, num_frames)
             assert read_numbers(clip.frames) == chosen
             np.testing.assert_allclose(clip.timestamps_s, np.array(chosen) / 30, atol=0.001)
+        for index in (0, 1, 2, 50, 51, 52, 118, 119):
+            assert read_numbers(read_frames(videos(name), timestamps_s=[index / 30]).frames) == [index]
         assert clip.info.num_frames == NUM_FRAMES
 
 
@@ -327,14 +332,26 @@ def test_an_end_past_the_end_is_said(videos: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.usefixtures("no_scan")
-def test_only_the_groups_with_chosen_frames_are_decoded(tmp_path: Path, num_decoded: Callable[[], int]) -> None:
+def test_only_the_groups_with_chosen_frames_are_decoded(tmp_path: Path, decoding: Counter[str]) -> None:
     options = {"g": "30", "bf": "2", "sc_threshold": "0", "preset": "veryfast"}
     path = write_video(tmp_path / "long.mp4", 1500, codec_options=options)
-    before = num_decoded()
+    probe(path)
+    num_packets = decoding["packets"]
+    assert num_packets < 16  # what it takes to see the first picture
+    decoding.clear()
     clip = read_frames(path, timestamps_s=[0.1, 20.0, 40.5])
     assert read_numbers(clip.frames) == [3, 600, 1215]
-    # At most the head of three groups, and the few frames that it takes to see the first picture.
-    assert num_decoded() - before <= 3 * 30 + 16
+    assert decoding["packets"] - num_packets <= 6 + 1 + 18  # from the key frames 0, 600 and 1200
+
+
+@pytest.mark.usefixtures("no_scan")
+def test_pictures_that_nothing_needs_are_not_decoded(tmp_path: Path, decoding: Counter[str]) -> None:
+    options = {"x264-params": "keyint=200:bframes=2:b-pyramid=none:b-adapt=0:scenecut=0"}
+    path = write_video(tmp_path / "long.mp4", 90, codec_options=options)
+    clip = read_frames(path, timestamps_s=[88 / 30])
+    assert read_numbers(clip.frames) == [88]
+    assert decoding["packets"] > 88
+    assert decoding["frames"] < 45  # two of three are B-frames
 
 
 def test_never_more_than_the_chosen_frames_are_held(tmp_path: Path) -> None:
@@ -501,6 +518,8 @@ def test_a_truncated_mp4_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert numbers == [round(time_s * 30) for time_s in clip.timestamps_s]  # what is there keeps its time
     assert numbers[-1] > 0.8 * num_frames  # spread over all that is left
     assert f"truncated: {num_frames} of 64 frames decode" in probe(path).describe()
+    with pytest.warns(VideoWarning):
+        assert len(read_frames(path).frames) == num_frames
 
 
 @pytest.mark.parametrize(
@@ -543,6 +562,20 @@ def test_damage_in_the_middle_leaves_the_rest(tmp_path: Path) -> None:
     assert np.array_equal(few.frames, clip.frames[chosen])
 
 
+def test_pictures_that_the_decoder_only_guesses_are_left_out(tmp_path: Path) -> None:
+    path = damage(write_video(tmp_path / "clip.mp4", 96, codec_options={"g": "8", "bf": "2"}), 0.42, 0.425)
+    with av.open(str(path)) as container:
+        decoded = []
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.error.InvalidDataError):
+                decoded += [(round(frame.time * 30), frame.is_corrupt) for frame in packet.decode()]
+    sound = [number for number, is_corrupt in decoded if not is_corrupt]
+    assert len(sound) < len(decoded) < 96
+    with pytest.warns(VideoWarning, match=f"{len(sound)} of 96 frames decode"):
+        clip = read_frames(path)
+    assert [round(time_s * 30) for time_s in clip.timestamps_s] == sorted(sound)
+
+
 def test_damage_that_no_chosen_frame_meets_is_not_decoded(tmp_path: Path) -> None:
     path = damage(write_video(tmp_path / "clip.mp4", 96, codec_options={"g": "8", "bf": "2"}), 0.4, 0.5)
     with warnings.catch_warnings():
@@ -560,7 +593,6 @@ def broken_files(folder: Path) -> dict[str, tuple[Any, str]]:
     (folder / "folder").mkdir()
     (folder / "folder" / "notes.txt").write_text("no frames here")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
     frame = number_frame(0)
     noise = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
     Image.fromarray(noise).save(folder / "cut.jpg")
@@ -581,7 +613,6 @@ def broken_files(folder: Path) -> dict[str, tuple[Any, str]]:
         "no frames": (write_empty(folder / "empty.mp4", empty), "empty.mp4: the video stream has no frames"),
         "no index": (truncate(write_video(folder / "tail.mp4", 30), 0.3), "tail.mp4: no video found in it"),
         "nothing decodes": (garbled, "garbled.mp4: none of its 30 frames decodes"),
-        "playlist of addresses": (folder / "list.m3u8", "list.m3u8: "),
         "broken image": (folder / "broken.png", "broken.png: "),
         "truncated image": (folder / "cut.jpg", "cut.jpg: frame 0 cannot be decoded"),
         "no images": ([], "list of 0 images: there are no frames"),
@@ -603,7 +634,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str
 
 BROKEN = [
     "missing", "folder without frames", "empty", "empty bytes", "text", "audio", "audio with a cover", "no frames",
-    "no index", "nothing decodes", "playlist of addresses", "broken image", "truncated image", "no images", "no array",
+    "no index", "nothing decodes", "broken image", "truncated image", "no images", "no array",
     "float array", "gray array", "sizes differ", "list of text", "list of numbers", "text file", "number",
 ]  # fmt: skip
 
@@ -626,6 +657,16 @@ def test_what_cannot_be_read_is_said_in_one_line(
     captured = capfd.readouterr()
     assert captured.err == ""
     assert captured.out == ""
+
+
+def test_a_playlist_in_memory_opens_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "private.mp4", 5)
+    playlist = b"ffconcat version 1.0\nfile 'private.mp4'\n"
+    (tmp_path / "list.ffconcat").write_bytes(playlist)
+    monkeypatch.chdir(tmp_path)
+    assert read_numbers(read_frames("list.ffconcat").frames) == list(range(5))
+    with pytest.raises(VideoError, match="no video found"):
+        read_frames(playlist)
 
 
 NAN = math.nan

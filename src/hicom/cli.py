@@ -250,10 +250,31 @@ def world(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print("usage: hicom world make DST [OPTIONS]    (hicom world make --help lists them)")
         return
-    lookup("world command", args[0], {"make": None})
-    from hicom.world import make_dataset
+    parse(lookup("world command", args[0], {"make": make_world}), f"world {args[0]}", args[1:])
 
-    parse(make_dataset, "world make", args[1:])
+
+def make_world(
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+    *,
+    train: int = 12000,
+    val: int = 500,
+    test: int = 1000,
+    seed: int = 0,
+    num_workers: int = 2,
+) -> None:
+    """Write clips of the sprite world and questions about them; an interrupted run goes on where it stopped.
+
+    Args:
+        dst: the folder to write.
+        train: clips to train on.
+        val: clips to watch while training.
+        test: clips to report on.
+        seed: the same seed makes the same data set on every machine.
+        num_workers: processes that render and encode.
+    """
+    from hicom.world.dataset import make_dataset
+
+    print(make_dataset(dst, {"train": train, "val": val, "test": test}, seed=seed, num_workers=num_workers))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

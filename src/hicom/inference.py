@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 
 from .model.compressor import CompressorOutput
-from .model.convert import is_official, load_official, read_json, resolve_folder, weight_files
+from .model.convert import is_official, load_official, read_json, resolve_folder, tensor_shapes
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
 from .model.ops import Window
@@ -130,7 +130,7 @@ class VideoChat:
             ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them.
         """
         folder = find_model(name)
-        weight_files(folder)
+        tensor_shapes(folder)  # what is wrong with the files should be said by name, before anything is loaded
         if device is None and "device_map" not in kwargs:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = _precision(dtype)
@@ -147,7 +147,11 @@ class VideoChat:
         else:
             if read_json(folder / "config.json").get("model_type") != "hicom":
                 raise ValueError(f"{name}: not a HICom checkpoint (model_type in config.json is not 'hicom')")
-            missing = [f for f in ("processor_config.json", "tokenizer_config.json") if not (folder / f).is_file()]
+            missing = [
+                f
+                for f in ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+                if not (folder / f).is_file()
+            ]
             if missing:
                 raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
             model = HIComForConditionalGeneration.from_pretrained(folder, dtype=precision or "auto", **kwargs)

@@ -3,20 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from .model.ops import Window
 from .train import Chain, DataConfig, Parts, StageConfig, TrainConfig
 from .train.config import Rates
 
-# What no gradient can reach: an equal shift of all logits of a softmax changes nothing.
+# Parameters that no gradient can reach: an equal shift of all logits of a softmax changes nothing.
 IDLE = r"model\.compressor\..*(logit_bias|k_proj\.bias)"
 INJECTION = r"model\.compressor\..*injector\..*"
+LOCAL_READOUT = r"model\.compressor\.local\.readout\..*"
 COMPRESSOR = r"model\.compressor\..*"
 LANGUAGE_MODEL = r"(model\.language_model|lm_head)\..*"
 
-# Table A1 of the paper, for 7B parameters.
-ALIGN: Rates = ((r"model\.compressor\.local\.readout\..*", 1e-3),)
-ALIGN_RELEASE: Rates = ((IDLE, 0.0), (INJECTION, 0.0), (r".*compressor\.local\.logit_scale", 1e-3), (COMPRESSOR, 1e-3))
-PRETRAIN: Rates = ((IDLE, 0.0), (INJECTION, 1e-3), (COMPRESSOR, 1e-4))
-TUNE: Rates = ((IDLE, 0.0), (COMPRESSOR, 1e-5), (LANGUAGE_MODEL, 1e-5))
+# Stages of the paper (Table A1), as tables of what trains and how fast.
+
+
+def align(rate: float = 1e-3) -> StageConfig:
+    """Stage 1 of the paper: compression off; the local readout alone learns to speak to the frozen language model."""
+    return StageConfig(trainable=((LOCAL_READOUT, rate),), compression="off")
+
+
+def align_unguided(rate: float = 1e-3) -> StageConfig:
+    """Stage 1 of the release: the compressor learns without instructions, so its injections wait."""
+    return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 0.0), (COMPRESSOR, rate)), compression="unguided")
+
+
+def pretrain(rate: float = 1e-4, *, windows: tuple[Window, ...] = ()) -> StageConfig:
+    """Stage 2: the compressor learns from instructions and descriptions, the injections at ten times the rate."""
+    return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 10 * rate), (COMPRESSOR, rate)), windows=windows)
+
+
+def tune(
+    rate: float = 1e-5, language_model_rate: float = 1e-5, *, windows: tuple[Window, ...] = ()
+) -> StageConfig:
+    """Stage 3: compressor and language model learn from questions and answers."""
+    trainable = ((IDLE, 0.0), (COMPRESSOR, rate), (LANGUAGE_MODEL, language_model_rate))
+    return StageConfig(trainable=trainable, windows=windows)
+
+
+# The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world.
+
+TINY_WINDOWS: tuple[Window, ...] = ((2, 2, 2), (2, 2, 2), (2, 4, 4), (4, 4, 4))
+"""Drawn from in stage `tune`, so that one set of weights serves 72, 24 and 16 visual tokens; the first is the model's."""
+
+
+def tiny_data(stage: str, world: str = "runs/world") -> DataConfig:
+    """Return one stage's records of the sprite world (`hicom world make runs/world`)."""
+    return DataConfig(records=(f"{world}/train/{stage}.jsonl",), root=world, num_frames=8, cache="runs/features")
+
+
+def tiny_llm() -> TrainConfig:
+    """Teach a small language model to read: questions about the world's scenes, told in words.
+
+    The paper starts from a language model that reads; this is its stand-in. Command: `hicom train tiny-llm`, after
+    `hicom world make runs/world` and the training of the towers.
+    """
+    return TrainConfig(
+        name="llm",
+        out="runs/tiny/llm",
+        parts=Parts(towers="runs/towers", window=TINY_WINDOWS[0]),
+        data=DataConfig(records=("runs/world/train/stories.jsonl",)),
+        stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
+        steps=3000,
+        batch_size=64,
+        warmup=0.05,
+        weight_decay=0.02,
+    )
+
+
+def tiny_align() -> TrainConfig:
+    """Stage 1 of `hicom-tiny`: captions, compression off. Command: `hicom train tiny-align`."""
+    return TrainConfig(
+        name="align",
+        out="runs/tiny/align",
+        init="runs/tiny/llm/model",
+        data=tiny_data("align"),
+        stage=align(2e-3),
+        steps=300,
+        batch_size=16,
+    )
+
+
+def tiny_pretrain() -> TrainConfig:
+    """Stage 2 of `hicom-tiny`: instructions and descriptions. Command: `hicom train tiny-pretrain`."""
+    return TrainConfig(
+        name="pretrain",
+        out="runs/tiny/pretrain",
+        init="runs/tiny/align/model",
+        data=tiny_data("pretrain"),
+        stage=pretrain(5e-4),
+        steps=1000,
+        batch_size=64,
+    )
+
+
+def tiny_tune() -> TrainConfig:
+    """Stage 3 of `hicom-tiny`: questions and answers, with windows drawn at random. Command: `hicom train tiny-tune`."""
+    return TrainConfig(
+        name="tune",
+        out="runs/tiny/tune",
+        init="runs/tiny/pretrain/model",
+        data=tiny_data("tune"),
+        stage=tune(1e-3, 1e-3, windows=TINY_WINDOWS),
+        steps=4000,
+        batch_size=64,
+        weight_decay=0.02,
+    )
+
+
+def tiny() -> Chain:
+    """`hicom-tiny` from nothing: all stages one after the other. Command: `hicom train tiny`."""
+    return Chain(out="runs/tiny", stages=(tiny_llm(), tiny_align(), tiny_pretrain(), tiny_tune()))
+
+
+RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {
+    "tiny": tiny,
+    "tiny-llm": tiny_llm,
+    "tiny-align": tiny_align,
+    "tiny-pretrain": tiny_pretrain,
+    "tiny-tune": tiny_tune,
+}
+"""Name on the command line -> function that returns the run."""

@@ -31,7 +31,7 @@ from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -578,15 +578,7 @@ class _Video:
                     return
             raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
         missing = {self._pts(self._frames[index]): index for index in indices}
-        spans = self._spans(indices)
-        starts = {self._pts(first) for first, _ in spans}
-        previous = -math.inf
-        for frame in self._run(spans, frozenset(missing)):
-            if frame.pts is None or frame.pts <= previous:
-                break
-            if frame.pts in starts and frame.pict_type in (PictureType.P, PictureType.B):
-                break  # called a key frame, but it needs others
-            previous = frame.pts
+        for frame in self._run(self._spans(indices), frozenset(missing)):
             if frame.pts in missing:
                 yield missing.pop(frame.pts), self._pixels(frame, size)
         if missing:
@@ -673,10 +665,12 @@ class _Video:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
-        # Playlists are files too: none may reach the network, and one in memory no other file.
-        options = {"protocol_whitelist": "file" if isinstance(self._file, Path) else "pipe"}
+        options: dict[str, str] = {}
         if not isinstance(self._file, Path):
             self._file.seek(0)
+            options["protocol_whitelist"] = (
+                "pipe"  # a playlist from who knows where must not open files of this machine
+            )
         try:
             container = av.open(self._file, mode="r", metadata_errors="replace", options=options)
         except (av.error.FFmpegError, OSError) as error:

@@ -5,7 +5,7 @@ import torch
 from toy_training import ALL, make_config, make_records, make_towers
 from torch import Tensor, nn
 
-from hicom.recipes import ALIGN, ALIGN_RELEASE, PRETRAIN, TUNE
+from hicom.recipes import align, align_unguided, pretrain, tune
 from hicom.train import StageConfig, TrainConfig
 from hicom.train.config import Rates
 from hicom.train.run import load, make_data, make_trainer, run
@@ -49,17 +49,12 @@ def test_impossible_tables(trainable: Rates, message: str) -> None:
         resolve(toy(), trainable)
 
 
-STAGES = {
-    "align": StageConfig(trainable=ALIGN, compression="off"),
-    "align-release": StageConfig(trainable=ALIGN_RELEASE, compression="unguided"),
-    "pretrain": StageConfig(trainable=PRETRAIN),
-    "tune": StageConfig(trainable=TUNE),
-}
+STAGES = {"align": align(), "align-unguided": align_unguided(), "pretrain": pretrain(), "tune": tune()}
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_every_trainable_parameter_learns_and_frozen_ones_stay(folder: Path, tmp_path: Path, stage: str) -> None:
-    config = make_config(folder, out=str(tmp_path), stage=STAGES[stage], steps=2, parts=with_fresh_queries(folder))
+    config = make_config(folder, out=str(tmp_path), stage=STAGES[stage], steps=2)
     model, processor = load(config)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer = make_trainer(config, model, processor, tmp_path, {"wall_s": 0.0})
@@ -76,14 +71,10 @@ def test_every_trainable_parameter_learns_and_frozen_ones_stay(folder: Path, tmp
         assert changed == (name in trainable), f"{name} is {'trainable' if name in trainable else 'frozen'}"
 
 
-def with_fresh_queries(folder: Path) -> object:
-    return make_config(folder).parts
-
-
 def test_the_rates_of_the_stages_differ_tenfold(folder: Path) -> None:
     model, _ = load(make_config(folder))
     rates = {}
-    for rule in resolve(model, PRETRAIN):
+    for rule in resolve(model, pretrain().trainable):
         rates |= dict.fromkeys(rule.parameters, rule.rate)
     assert rates["model.compressor.local.injector.mlp.0.weight"] == pytest.approx(
         10 * rates["model.compressor.local.readout.0.weight"]

@@ -97,7 +97,6 @@ class TrainConfig:
         log_every: steps from one line of the log to the next.
         workers: processes that make batches; 0: the training process itself.
         bf16: mixed precision on a GPU.
-        gradient_checkpointing: trade time for memory.
         seed: of everything random.
     """
 
@@ -118,7 +117,6 @@ class TrainConfig:
     log_every: int = 50
     workers: int = 0
     bf16: bool = False
-    gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -109,6 +109,11 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def num_processes() -> int:
+    """Return how many processes train together (torchrun sets it)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def open_stamp(out: Path, config: TrainConfig) -> dict[str, Any]:
     """Return the run's `run.json`, made now or by the interrupted run that goes on.
 
@@ -174,7 +179,7 @@ def hardware() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": num_processes(),
     }
 
 
@@ -239,7 +244,7 @@ def make_data(
             on_bad_video=data.on_bad_video,
         )
     samples = SampleSet(records, store)
-    needed = config.batch_size * config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    needed = config.batch_size * config.accumulate * num_processes()
     if len(samples) < needed:
         raise ValueError(f"{len(samples)} samples are fewer than the {needed} of one step; lower batch_size")
     collator = Collator(
@@ -278,9 +283,11 @@ def make_trainer(
         gradient_accumulation_steps=config.accumulate,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if num_processes() > 1 and not torch.cuda.is_available() else None,
         dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         dataloader_num_workers=config.workers,
         remove_unused_columns=False,
         save_steps=config.save_every,

@@ -1,1 +1,1 @@
-"""The procedural sprite world: scenes with exact ground truth, rendered clips, questions, and the small dual encoder."""
+"""The procedural sprite world: scenes with exact ground truth, clips, questions, and the small dual encoder."""

@@ -131,7 +131,9 @@ def make_dataset(dst: Path, num_clips: Mapping[str, int], seed: int = 0, num_wor
         clip_seed(seed, split, 0)  # names an unknown split
         (dst / split / "videos").mkdir(parents=True, exist_ok=True)
     wanted = [(split, index) for split, count in num_clips.items() for index in range(count)]
-    missing = {split: [i for s, i in wanted if s == split and not (dst / video_name(s, i)).exists()] for split in SPLITS}
+    missing = {
+        split: [i for s, i in wanted if s == split and not (dst / video_name(s, i)).exists()] for split in SPLITS
+    }
     if finished.exists() and not any(missing.values()):
         return dst
     started.write_text(json.dumps({"settings": settings}) + "\n")
@@ -155,9 +157,7 @@ def make_dataset(dst: Path, num_clips: Mapping[str, int], seed: int = 0, num_wor
     return dst
 
 
-def main(
-    dst: Path, train: int = 12000, val: int = 500, test: int = 1000, seed: int = 0, num_workers: int = 2
-) -> None:
+def main(dst: Path, train: int = 12000, val: int = 500, test: int = 1000, seed: int = 0, num_workers: int = 2) -> None:
     """Write the sprite world.
 
     Args:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.utils import logging
 
+from hicom.video import read_frames
 from hicom.world import questions as q
 from hicom.world.render import Pixels, render, render_frame, write_video
 from hicom.world.scenes import (
@@ -116,7 +117,7 @@ class Towers(nn.Module):
 
 
 def preprocess(frames: Pixels) -> Tensor:
-    """Frames uint8[B, H, W, 3] to float[B, 3, 64, 64] in [-1, 1]: antialiased bicubic, as the model's processor does."""
+    """Frames uint8[B, H, W, 3] to float[B, 3, 64, 64] in [-1, 1]: antialiased bicubic, as the processor does."""
     pixels = rearrange(torch.from_numpy(frames), "b h w c -> b c h w").float() / 255
     size = (IMAGE_SIZE, IMAGE_SIZE)
     pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
@@ -223,8 +224,6 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
 
 def decoded_clip(scene: Scene, folder: Path, num_frames: int = 16) -> tuple[Pixels, Pixels]:
     """A scene written as H.264 and read back: uint8[T, H, W, 3] frames, uint8[T, H, W] labels."""
-    from hicom.video import read_frames
-
     frames, labels = render(scene, RENDER_SIZE, num_frames)
     path = folder / "clip.mp4"
     write_video(path, frames)
@@ -253,7 +252,7 @@ def evaluate(
         frames, masks = decoded_clip(scene, folder)
         chosen = [1, 6, 11, 15]
         keys, images = towers.encode_images(preprocess(frames[chosen]))
-        for frame, mask, key, image in zip(chosen, masks[chosen], keys, images, strict=True):
+        for mask, key, image in zip(masks[chosen], keys, images, strict=True):
             labels = torch.from_numpy(patch_labels(mask, scene))
             filled = labels >= 0
             if not filled.any():
@@ -299,7 +298,14 @@ def _save(folder: Path, towers: Towers, tokenizer: PreTrainedTokenizerFast, stat
     partial.replace(folder / "resume.pt")
 
 
-def train(config: TowerConfig, out: Path, *, stop_after: int | None = None, save_every_s: float = 120.0) -> Towers:
+def train(
+    config: TowerConfig,
+    out: Path,
+    *,
+    stop_after: int | None = None,
+    save_every_s: float = 120.0,
+    num_eval_clips: int = 200,
+) -> Towers:
     """Train, or continue an interrupted training, and save a `SiglipModel` folder with its tokenizer and `run.json`.
 
     Every step depends on (seed, step) only, so a resumed run equals an uninterrupted one.
@@ -309,6 +315,7 @@ def train(config: TowerConfig, out: Path, *, stop_after: int | None = None, save
         out: folder of the model; also holds `resume.pt` while training is unfinished.
         stop_after: leave (resumably) after this many steps.
         save_every_s: seconds between checkpoints.
+        num_eval_clips: validation clips that the finished encoder is measured on.
 
     Raises:
         ValueError: `out` holds an unfinished run of another configuration.
@@ -371,7 +378,7 @@ def train(config: TowerConfig, out: Path, *, stop_after: int | None = None, save
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
             "parameters": sum(p.numel() for p in towers.model.parameters()),
-            "metrics": evaluate(towers, tokenizer, out / "clips", seed=config.seed),
+            "metrics": evaluate(towers, tokenizer, out, num_eval_clips, config.seed),
         }
         (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     return towers
