@@ -185,6 +185,20 @@ def test_frames_are_right_where_time_stamps_do_not_tell(videos: Callable[[str], 
         assert clip.info.num_frames == NUM_FRAMES
 
 
+def test_clocks_that_start_again_do_not_shuffle_the_frames(tmp_path: Path) -> None:
+    parts = []
+    for part, delay in enumerate((0, 1500)):  # the times of the second part fall between those of the first
+        path = tmp_path / f"{part}.ts"
+        ticks = [number * 3000 + delay for number in range(30)]
+        write_video(path, 30, ticks=ticks, ticks_per_s=90000, codec_options={"g": "10", "bf": "0"})
+        parts.append(path.read_bytes())
+    clip = read_frames(b"".join(parts))
+    assert read_numbers(clip.frames) == [*range(30), *range(30)]
+    np.testing.assert_allclose(clip.timestamps_s, np.arange(60) / 30, atol=1e-3)
+    few = read_frames(b"".join(parts), num_frames=4)
+    assert read_numbers(few.frames) == [index % 30 for index in uniform_indices(60, 4)]
+
+
 def test_wrong_key_frame_flags_are_noticed(tmp_path: Path) -> None:
     def claim(packet: Any) -> list[Any]:
         packet.is_keyframe = True
@@ -293,6 +307,7 @@ def test_bounds_keep_the_frames_on_screen_between_them(videos: Callable[[str], P
     assert read_numbers(read_frames(path, start_s=3.5).frames) == list(range(105, 120))
     assert read_numbers(read_frames(path, end_s=0.1).frames) == [0, 1, 2]
     assert read_numbers(read_frames(path, start_s=1.01, end_s=1.02).frames) == [30]  # between two frames
+    assert read_numbers(read_frames(path, start_s=1, end_s=1.0001).frames) == [30]
     clip = read_frames(path, num_frames=4, start_s=1, end_s=3)
     assert read_numbers(clip.frames) == [30 + i for i in uniform_indices(60, 4)]
     assert clip.timestamps_s[0] == pytest.approx((30 + uniform_indices(60, 4)[0]) / 30)
@@ -475,9 +490,10 @@ def test_still_images_are_turned_and_put_on_white(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by 90 degrees counterclockwise
     Image.fromarray(np.ascontiguousarray(np.rot90(number_frame(9)))).save(tmp_path / "turned.jpg", exif=exif)
-    clip = read_frames(tmp_path / "turned.jpg")
-    assert read_numbers(clip.frames) == [9]
-    assert (clip.info.width, clip.info.height) == (96, 64)
+    for source in (tmp_path / "turned.jpg", (tmp_path / "turned.jpg").read_bytes()):
+        clip = read_frames(source)
+        assert read_numbers(clip.frames) == [9]
+        assert (clip.info.width, clip.info.height) == (96, 64)
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert (read_frames(clear).frames == 255).all()
     deep = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
@@ -576,6 +592,18 @@ def test_pictures_that_the_decoder_only_guesses_are_left_out(tmp_path: Path) -> 
     assert [round(time_s * 30) for time_s in clip.timestamps_s] == sorted(sound)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+@pytest.mark.usefixtures("no_scan")
+def test_a_start_in_the_middle_of_a_group_is_left_out(tmp_path: Path, suffix: str) -> None:
+    whole = write_video(tmp_path / "whole.mkv", 60, codec_options={"g": "10", "bf": "0"})
+    cut = remux(whole, tmp_path / f"cut.{suffix}", lambda packet: [packet] if packet.pts > 120 else [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VideoWarning)  # some decoders call these frames damaged
+        clip = read_frames(cut)
+    assert read_numbers(clip.frames) == list(range(10, 60))
+    np.testing.assert_allclose(np.diff(clip.timestamps_s), 1 / 30, atol=0.002)
+
+
 def test_damage_that_no_chosen_frame_meets_is_not_decoded(tmp_path: Path) -> None:
     path = damage(write_video(tmp_path / "clip.mp4", 96, codec_options={"g": "8", "bf": "2"}), 0.4, 0.5)
     with warnings.catch_warnings():
@@ -589,6 +617,9 @@ def test_damage_that_no_chosen_frame_meets_is_not_decoded(tmp_path: Path) -> Non
 
 def broken_files(folder: Path) -> dict[str, tuple[Any, str]]:
     (folder / "nothing.mp4").write_bytes(b"")
+    still = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    still.save(folder / "animated.webp", save_all=True, append_images=[still.rotate(90)], lossless=True)
+    truncate(folder / "animated.webp", 0.4)
     (folder / "text.mp4").write_text("this is not a video\n" * 100)
     (folder / "folder").mkdir()
     (folder / "folder" / "notes.txt").write_text("no frames here")
@@ -615,6 +646,8 @@ def broken_files(folder: Path) -> dict[str, tuple[Any, str]]:
         "nothing decodes": (garbled, "garbled.mp4: none of its 30 frames decodes"),
         "broken image": (folder / "broken.png", "broken.png: "),
         "truncated image": (folder / "cut.jpg", "cut.jpg: frame 0 cannot be decoded"),
+        "truncated image in memory": ((folder / "cut.jpg").read_bytes()[:300], "cannot be read"),
+        "truncated animation": ((folder / "animated.webp").read_bytes(), "video of .* bytes: "),
         "no images": ([], "list of 0 images: there are no frames"),
         "no array": (frame[:0], "there are no frames|frames must be"),
         "float array": (frame.astype(np.float32), "frame 0 is float32"),
@@ -634,7 +667,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str
 
 BROKEN = [
     "missing", "folder without frames", "empty", "empty bytes", "text", "audio", "audio with a cover", "no frames",
-    "no index", "nothing decodes", "broken image", "truncated image", "no images", "no array",
+    "no index", "nothing decodes", "broken image", "truncated image", "truncated image in memory",
+    "truncated animation", "no images", "no array",
     "float array", "gray array", "sizes differ", "list of text", "list of numbers", "text file", "number",
 ]  # fmt: skip
 

@@ -1,16 +1,16 @@
-"""Material for tests of data and training: videos of a few frames, records about them, and towers with random weights."""
+"""Material for tests of data and training: short videos, records about them, and towers with random weights."""
 
 import json
 from pathlib import Path
 
 import torch
-from media import write_video
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 from hicom.train import DataConfig, Parts, StageConfig, TrainConfig
+from media import write_video
 
-WORDS = "which way does the cat dog star go ? is there a it moves left right up down yes no what happens".split()
+TEXT = "which way does the cat dog star go ? is there a it moves left right up down yes no what happens"
 ANSWERS = ["it moves left", "it moves right", "it moves up", "it moves down", "yes", "no"]
 ALL = (
     (r"model\.compressor\..*(k_proj\.bias|logit_bias)", 0.0),
@@ -23,7 +23,7 @@ def make_towers(folder: Path) -> Path:
     """Save a SigLIP of width 16 with random weights and a tokenizer of whole words."""
     torch.manual_seed(0)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *WORDS])}
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *TEXT.split()])}
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 12, "projection_size": 16}
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     SiglipModel(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from .model.ops import Window
 from .train import Chain, DataConfig, Parts, StageConfig, TrainConfig
-from .train.config import Rates
 
 # Parameters that no gradient can reach: an equal shift of all logits of a softmax changes nothing.
 IDLE = r"model\.compressor\..*(logit_bias|k_proj\.bias)"
@@ -33,9 +32,7 @@ def pretrain(rate: float = 1e-4, *, windows: tuple[Window, ...] = ()) -> StageCo
     return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 10 * rate), (COMPRESSOR, rate)), windows=windows)
 
 
-def tune(
-    rate: float = 1e-5, language_model_rate: float = 1e-5, *, windows: tuple[Window, ...] = ()
-) -> StageConfig:
+def tune(rate: float = 1e-5, language_model_rate: float = 1e-5, *, windows: tuple[Window, ...] = ()) -> StageConfig:
     """Stage 3: compressor and language model learn from questions and answers."""
     trainable = ((IDLE, 0.0), (COMPRESSOR, rate), (LANGUAGE_MODEL, language_model_rate))
     return StageConfig(trainable=trainable, windows=windows)
@@ -43,8 +40,8 @@ def tune(
 
 # The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world.
 
-TINY_WINDOWS: tuple[Window, ...] = ((2, 2, 2), (2, 2, 2), (2, 4, 4), (4, 4, 4))
-"""Drawn from in stage `tune`, so that one set of weights serves 72, 24 and 16 visual tokens; the first is the model's."""
+TINY_WINDOWS: tuple[Window, ...] = ((2, 4, 4), (2, 4, 4), (2, 2, 2), (4, 4, 4))
+"""Drawn from in stage `tune`, so that one set of weights serves 24, 72 and 16 visual tokens; the model's comes first."""
 
 
 def tiny_data(stage: str, world: str = "runs/world") -> DataConfig:
@@ -98,7 +95,7 @@ def tiny_pretrain() -> TrainConfig:
 
 
 def tiny_tune() -> TrainConfig:
-    """Stage 3 of `hicom-tiny`: questions and answers, with windows drawn at random. Command: `hicom train tiny-tune`."""
+    """Stage 3 of `hicom-tiny`: questions and answers, windows drawn at random. Command: `hicom train tiny-tune`."""
     return TrainConfig(
         name="tune",
         out="runs/tiny/tune",

@@ -272,7 +272,7 @@ class _Choice:
         if self.fps is not None:
             # A frame is on screen at some start_s + k / fps exactly if an integer k lies in its [begin, end).
             begins = (reached_s[first:stop] - start_s) * self.fps
-            ends = np.append(begins[1:], (end_s - start_s) * self.fps)
+            ends = np.append(begins[1:], max(end_s - 0.0005 - start_s, 1e-9) * self.fps)
             chosen = chosen[np.maximum(np.ceil(begins), 0) < ends]
         count = self.num_frames or self.max_frames
         if count is not None and count < len(chosen):
@@ -340,6 +340,15 @@ def _open_clip(source: Source, source_fps: float) -> _Clip:
     name = _name(source)
     if not (math.isfinite(source_fps) and source_fps > 0):
         raise VideoError(f"{name}: source_fps={source_fps}: give a positive number")
+    try:
+        return _open_source(source, name, source_fps)
+    except OSError as error:
+        raise VideoError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except Image.DecompressionBombError as error:
+        raise VideoError(f"{name}: {error}") from error
+
+
+def _open_source(source: Source, name: str, source_fps: float) -> _Clip:
     if isinstance(source, str | os.PathLike):
         return _open_path(Path(source), name, source_fps)
     if isinstance(source, bytes | bytearray):
@@ -368,11 +377,8 @@ def _open_path(path: Path, name: str, source_fps: float) -> _Clip:
         return _Pictures(name, "folder", files, source_fps)
     if not path.exists():
         raise VideoError(f"{name}: no such file or folder; check the path")
-    try:
-        with path.open("rb") as file:
-            return _open_file(file, name, source_fps, path.absolute())
-    except OSError as error:
-        raise VideoError(f"{name}: cannot be read: {error.strerror or error}") from error
+    with path.open("rb") as file:
+        return _open_file(file, name, source_fps, path.absolute())
 
 
 def _natural(path: Path) -> list[str | int]:
@@ -382,14 +388,10 @@ def _natural(path: Path) -> list[str | int]:
 def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None = None) -> _Clip:
     if file.seek(0, os.SEEK_END) == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes); copy or download it again")
-    file.seek(0)
     try:
-        image = Image.open(file, formats=_IMAGE_FORMATS)
-        is_video = image.get_format_mimetype() == "image/apng"
+        is_video = Image.open(file, formats=_IMAGE_FORMATS).get_format_mimetype() == "image/apng"
     except UnidentifiedImageError:
         is_video = True
-    except Image.DecompressionBombError as error:
-        raise VideoError(f"{name}: {error}") from error
     if is_video:
         return _Video(path or file, name)
     file.seek(0)
@@ -560,10 +562,14 @@ class _Video:
             # AVI stores no presentation times: with reordered frames FFmpeg's guesses are those of other frames.
             is_guessed = container.format.name == "avi" and any(packet.pts != packet.dts for packet in self._packets)
         self._is_timed = not is_guessed and self._has_consistent_times()
-        self._frames = [i for i, packet in enumerate(self._packets) if packet.is_frame and not packet.is_corrupt]
         self._decoded: list[int] | None = None  # after a scan: the frames to choose from among those that decode
-        if self._is_timed and self._frames:
-            self._frames.sort(key=self._pts)
+        self._frames: list[int] = []  # otherwise: their packets, in presentation order
+        if self._is_timed:
+            # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
+            first = frame.pts if frame.pts is not None else -math.inf
+            sound = [i for i, packet in enumerate(self._packets) if packet.is_frame and not packet.is_corrupt]
+            self._frames = sorted((i for i in sound if self._pts(i) >= first), key=self._pts)
+        if self._frames:
             self._set_stamps([self._pts(i) for i in self._frames])
         else:
             self._scan()
@@ -668,9 +674,8 @@ class _Video:
         options: dict[str, str] = {}
         if not isinstance(self._file, Path):
             self._file.seek(0)
-            options["protocol_whitelist"] = (
-                "pipe"  # a playlist from who knows where must not open files of this machine
-            )
+            # A playlist from who knows where must not open files of this machine.
+            options["protocol_whitelist"] = "pipe"
         try:
             container = av.open(self._file, mode="r", metadata_errors="replace", options=options)
         except (av.error.FFmpegError, OSError) as error:
@@ -734,6 +739,7 @@ class _Video:
 
     def _run(self, spans: list[tuple[int, int]], wanted: frozenset[int] | None = None) -> Iterator[VideoFrame]:
         """Decode spans of packets; with `wanted`, skip what neither these time stamps nor other frames need."""
+        positions = {packet.pts: position for position, packet in enumerate(self._packets)}
         with self._opened() as (container, stream):
             context = stream.codec_context
             if wanted is None:
@@ -743,7 +749,6 @@ class _Video:
             for first, last in spans:
                 if self._can_seek and first - position > _SEEK_PACKETS:
                     container.seek(self._pts(first), stream=stream)
-                    positions = {packet.pts: i for i, packet in enumerate(self._packets)}
                     packets = ((positions[packet.pts], packet) for packet in self._demux(container, stream))
                 is_started = False
                 for position, packet in packets:

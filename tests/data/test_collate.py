@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import make_config, make_records, make_towers
 
 from hicom.data.collate import Collator, SampleSet
 from hicom.data.features import cache_features
@@ -12,6 +11,7 @@ from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train.assemble import assemble
+from toy_training import make_config, make_records, make_towers
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_labels_cover_exactly_the_answer_and_its_end(
     samples = [(i, sample) for i, sample in enumerate(read_records(folder / "records.jsonl"))]
     batch = Collator(processor=processor, num_frames=4)(samples[:6])
     for row, (_, sample) in zip(batch["labels"], samples, strict=False):
-        assert processor.tokenizer.decode(row[row != -100]) .split() == [*sample.answer.split(), "<|im_end|>"]
+        assert processor.tokenizer.decode(row[row != -100]).split() == [*sample.answer.split(), "<|im_end|>"]
     learnt = batch["labels"] != -100
     assert (batch["labels"][learnt] == batch["input_ids"][learnt]).all()
 
@@ -53,7 +53,7 @@ def test_only_the_last_answer_of_a_conversation_is_learnt(
         {"role": "user", "content": "which way does it go ?"},
     )
     row = Collator(processor=processor)([(0, Sample(messages, "it moves left"))])["labels"][0]
-    assert processor.tokenizer.decode(row[row != -100]) .split() == ["it", "moves", "left", "<|im_end|>"]
+    assert processor.tokenizer.decode(row[row != -100]).split() == ["it", "moves", "left", "<|im_end|>"]
 
 
 def test_the_prompt_is_that_of_inference(
@@ -63,7 +63,15 @@ def test_the_prompt_is_that_of_inference(
     sample = read_records(folder / "records.jsonl")[0]
     batch = Collator(processor=processor, num_frames=4, windows=((1, 2, 2),))([(0, sample)])
     asked = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "video", "video": sample.videos[0]}, {"type": "text", "text": "which way does the cat go ?"}]}],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video", "video": sample.videos[0]},
+                    {"type": "text", "text": "which way does the cat go ?"},
+                ],
+            }
+        ],
         tokenize=True,
         add_generation_prompt=True,
         num_frames=4,

@@ -31,7 +31,13 @@ RECORDS: list[object] = [
         "family": "which",
     },
     {"image": ["b.png", "c.png"], "conversations": [turn("human", "Compare."), turn("gpt", "Same.")]},
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]},
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "2 + 2?"},
+            {"role": "assistant", "content": "4"},
+        ]
+    },
 ]
 
 
@@ -41,7 +47,11 @@ def test_reads_json_and_jsonl(tmp_path: Path, name: str) -> None:
     assert len(records) == 4
     first, second, images, text = records
     assert [m["content"] for m in first.messages] == ["<video>\nWhat moves?"]
-    assert (first.answer, first.videos, first.metadata) == ("A dog.", (Path("media/a.mp4"),), {"id": "ä", "family": "which"})
+    assert (first.answer, first.videos, first.metadata) == (
+        "A dog.",
+        (Path("media/a.mp4"),),
+        {"id": "ä", "family": "which"},
+    )
     assert [m["role"] for m in second.messages] == ["user", "assistant", "user"]
     assert (second.answer, second.videos) == ("Left.", first.videos)
     assert images.messages[0]["content"] == "<image><image>\nCompare."

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import ALL, make_config, make_records, make_towers
 
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
 from hicom.train.run import last_checkpoint
+from toy_training import ALL, make_config, make_records, make_towers
 
 TESTS = Path(__file__).parents[1]
 
@@ -157,7 +157,7 @@ def test_accumulation_changes_nothing(folder: Path, tmp_path: Path) -> None:
         run(make_config(folder, out=str(outs[-1]), batch_size=batch_size, accumulate=accumulate, steps=2))
     for other in outs[1:]:
         for name, tensor in weights(outs[0]).items():
-            torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(weights(other)[name], tensor, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.dist

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import ALL, make_config, make_records, make_towers
 from torch import Tensor, nn
 
 from hicom.recipes import align, align_unguided, pretrain, tune
@@ -10,6 +9,7 @@ from hicom.train import StageConfig, TrainConfig
 from hicom.train.config import Rates
 from hicom.train.run import load, make_data, make_trainer, run
 from hicom.train.stages import make_optimizer, resolve
+from toy_training import ALL, make_config, make_records, make_towers
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_learns_one_batch_by_heart(folder: Path, tmp_path: Path) -> None:
         folder,
         out=str(tmp_path),
         batch_size=8,
-        steps=60,
+        steps=150,
         save_every=1000,
         stage=StageConfig(trainable=tuple((pattern, rate * 10) for pattern, rate in ALL)),
     )

@@ -8,7 +8,7 @@ from hicom.world.questions import FAMILIES, TEMPLATES, captions, descriptions, f
 from hicom.world.render import sprite_extents
 from hicom.world.scenes import NOUNS, SceneObject, clip_seed, generator, ground_truth, make_scene
 
-NUM_TRAIN, NUM_TEST = 4000, 1500
+NUM_TRAIN, NUM_TEST = 3000, 1000
 
 
 def ask(split, count):
@@ -57,7 +57,7 @@ def test_presence_is_balanced_for_each_noun(train):
 
 
 def test_answers_follow_from_the_boxes():
-    for index in range(400):
+    for index in range(200):
         key = clip_seed(0, "val", index)
         scene = make_scene(key)
         facts = {item["noun"]: item for item in ground_truth(scene, sprite_extents())["objects"]}

@@ -3,7 +3,13 @@
 
 def register() -> None:
     """Register the HICom classes with the Auto classes of transformers. Calling it again does nothing new."""
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+    )
 
     from .config import HIComConfig
     from .modeling import HIComForConditionalGeneration, HIComModel
@@ -12,4 +18,5 @@ def register() -> None:
     AutoConfig.register("hicom", HIComConfig, exist_ok=True)
     AutoModel.register(HIComConfig, HIComModel, exist_ok=True)
     AutoModelForImageTextToText.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
+    AutoModelForMultimodalLM.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(HIComConfig, HIComProcessor, exist_ok=True)

@@ -51,14 +51,15 @@ def _sprite(noun: str, color: str | None, width: int, height: int) -> tuple[Imag
     """Premultiplied colour float[h, w, 3] and alpha float[h, w, 1], both in [0, 1]."""
     # "RGBa" is premultiplied: resizing straight alpha would bleed the colour of invisible pixels into the rim.
     small = _tiles()[noun].convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
-    rgba = np.asarray(small, np.float32) / 255
+    rgba = np.asarray(small, np.float32) / np.float32(255)
     alpha = rgba[..., 3:]
-    return (alpha * np.asarray(COLORS[color], np.float32) / 255 if color else rgba[..., :3]), alpha
+    paint = alpha * np.array(COLORS[color], np.float32) / np.float32(255) if color else rgba[..., :3]
+    return paint, alpha
 
 
 def _upscale(grid: Image32, size: int, method: Image.Resampling) -> Image32:
     image = Image.fromarray((np.clip(grid, 0, 1) * 255).astype(np.uint8))
-    return np.asarray(image.resize((size, size), method), np.float32) / 255
+    return np.asarray(image.resize((size, size), method), np.float32) / np.float32(255)
 
 
 def background(rng: Generator, size: int) -> Image32:

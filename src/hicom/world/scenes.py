@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 SPRITES = Path(__file__).parent.parent / "assets" / "sprites"
@@ -77,7 +76,7 @@ SPLITS = ("train", "val", "test")
 MAX_OBJECTS = 4
 SHAPE_SHARE = 0.3
 
-_CHECKS = np.arange(9) / 8
+_CHECKS = tuple(i / 8 for i in range(9))  # moments at which objects must be apart
 
 
 @dataclass(frozen=True)
