@@ -40,13 +40,14 @@ def tune(rate: float = 1e-5, language_model_rate: float = 1e-5, *, windows: tupl
 
 # The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world.
 
-TINY_WINDOWS: tuple[Window, ...] = ((2, 4, 4), (2, 4, 4), (2, 2, 2), (4, 4, 4))
-"""Drawn from in stage `tune`, so that one set of weights serves 24, 72 and 16 visual tokens; the model's comes first."""
+TINY_WINDOWS: tuple[Window, ...] = ((2, 4, 4), (2, 4, 4), (2, 4, 4), (2, 2, 2), (4, 4, 4))
+"""Drawn from in stage `tune`: one set of weights serves 24, 72 and 16 visual tokens; the model's own comes first."""
 
 
-def tiny_data(stage: str, world: str = "runs/world") -> DataConfig:
-    """Return one stage's records of the sprite world (`hicom world make runs/world`)."""
-    return DataConfig(records=(f"{world}/train/{stage}.jsonl",), root=world, num_frames=8, cache="runs/features")
+def tiny_data(*names: str, world: str = "runs/world") -> DataConfig:
+    """Return records of the sprite world, which `python -m hicom.world.dataset --dst runs/world` writes."""
+    records = tuple(f"{world}/train/{name}.jsonl" for name in names)
+    return DataConfig(records=records, root=world, num_frames=8, cache="runs/features")
 
 
 def tiny_llm() -> TrainConfig:
@@ -76,8 +77,9 @@ def tiny_align() -> TrainConfig:
         init="runs/tiny/llm/model",
         data=tiny_data("align"),
         stage=align(2e-3),
-        steps=300,
+        steps=120,
         batch_size=16,
+        log_every=20,
     )
 
 
@@ -89,7 +91,7 @@ def tiny_pretrain() -> TrainConfig:
         init="runs/tiny/align/model",
         data=tiny_data("pretrain"),
         stage=pretrain(5e-4),
-        steps=1000,
+        steps=400,
         batch_size=64,
     )
 
@@ -100,9 +102,10 @@ def tiny_tune() -> TrainConfig:
         name="tune",
         out="runs/tiny/tune",
         init="runs/tiny/pretrain/model",
-        data=tiny_data("tune"),
+        # Descriptions too: every token of a long answer teaches, and some skills need many.
+        data=tiny_data("tune", "tune", "pretrain"),
         stage=tune(1e-3, 1e-3, windows=TINY_WINDOWS),
-        steps=4000,
+        steps=6000,
         batch_size=64,
         weight_decay=0.02,
     )

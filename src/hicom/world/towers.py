@@ -4,6 +4,9 @@ The result is a standard `SiglipModel` folder. Image-text pairs alone teach a sm
 dense loss does most of the work: every patch must be named by the text. A patch is compared through the same map that
 the model's compressor uses for its keys (the pooling head's MLP applied to single patches), and the text side reads
 whole instructions ("which way does the dog move?"), so an instruction's embedding points at what it asks about.
+
+Naming a patch needs no notion of where it is, and features without one cannot answer "where". A second, short phase
+(`--init`) goes on with one more loss, which reads every patch's place out of its features.
 """
 
 import io
@@ -57,6 +60,7 @@ NAMES = (*NOUNS, *(f"{color} {shape}" for shape in SHAPES for color in COLORS))
 NUM_NOUNS = len(NOUNS)
 LEAF = [*range(len(EMOJI)), *range(NUM_NOUNS, len(NAMES))]  # every object is exactly one of these 80
 NAMING_TEMPLATES = tuple(text for key in q.NAMING for text in q.TEMPLATES[key])
+_SECOND_PHASE = 100_000  # number of the first step of a phase that goes on from another
 _TRAIN_STREAM = 3  # third number of the seed of training frames; clips of the splits use 0, 1 and 2
 
 
@@ -72,6 +76,10 @@ class TowerConfig:
         lr: peak learning rate (AdamW, linear warm-up, cosine to zero).
         warmup: warm-up steps.
         image_weight: weight of the sigmoid image-text loss; the dense loss has weight 1.
+        init: folder of a finished run to go on from, for the phase with the position loss; None starts from nothing.
+        position_weight: weight of the position loss; 0 leaves it out.
+        position_start: size of a linear code of the place that is added to the position embedding before the phase, so
+            that the loss has something to find; relative to features of unit size.
     """
 
     steps: int = 0
@@ -81,6 +89,9 @@ class TowerConfig:
     lr: float = 2e-3
     warmup: int = 100
     image_weight: float = 0.1
+    init: str | None = None
+    position_weight: float = 0.0
+    position_start: float = 0.0
 
 
 class Towers(nn.Module):
@@ -103,17 +114,37 @@ class Towers(nn.Module):
         self.model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
         self.dense_scale = nn.Parameter(torch.tensor(2.5))
         self.dense_bias = nn.Parameter(torch.tensor(-6.0))
+        self.position_head: nn.Linear | None = None
+
+    def add_position_head(self, start: float) -> None:
+        """Add the read-out of the position loss, and a linear code of `start` times unit size for it to find."""
+        with torch.no_grad():
+            directions = torch.linalg.qr(torch.randn(WIDTH, 2))[0].T
+            code = start * (patch_places() @ directions) * WIDTH**0.5
+            self.model.vision_model.embeddings.position_embedding.weight.add_(code)
+        self.position_head = nn.Linear(WIDTH, 2)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Unit text embeddings float[N, D] of token ids int[N, L]."""
         return F.normalize(self.model.text_model(input_ids=ids).pooler_output, dim=-1)
 
-    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit keys float[B, H*W, D] of all patches and unit image embeddings float[B, D] of float[B, 3, S, S]."""
-        output = self.model.vision_model(pixel_values=pixels)
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode float[B, 3, S, S].
+
+        Returns:
+            Unit keys float[B, H*W, D] of all patches, unit image embeddings float[B, D], and the last layer's raw
+            features float[B, H*W, D], which the model compresses.
+        """
+        output = self.model.vision_model(pixel_values=pixels, output_hidden_states=True)
         x, head = output.last_hidden_state, self.model.vision_model.head
         keys = x + head.mlp(head.layernorm(x))
-        return F.normalize(keys, dim=-1), F.normalize(output.pooler_output, dim=-1)
+        return F.normalize(keys, dim=-1), F.normalize(output.pooler_output, dim=-1), output.hidden_states[-1]
+
+
+def patch_places() -> Tensor:
+    """Return (row, column) of every patch from -1 to 1, float[H*W, 2]."""
+    rows, columns = torch.meshgrid(torch.arange(GRID).float(), torch.arange(GRID).float(), indexing="ij")
+    return torch.stack([rows.flatten(), columns.flatten()], -1) / ((GRID - 1) / 2) - 1
 
 
 def preprocess(frames: Pixels) -> Tensor:
@@ -197,11 +228,11 @@ def whiten_stem(towers: Towers, seed: int) -> None:
 
 
 def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerConfig, step: int) -> Tensor:
-    """Loss of one step: dense naming (cross-entropy and sigmoid) + `image_weight` x sigmoid image-text."""
+    """Loss of one step: dense naming (cross-entropy and sigmoid), sigmoid image-text, and position, as weighted."""
     frames, labels_np, present_np = training_batch(config.seed, step, config.batch)
     rng = generator(config.seed, _TRAIN_STREAM, step)
     text = towers.encode_text(tokenize(tokenizer, [instruction_text(name, rng) for name in NAMES]))
-    keys, images = towers.encode_images(preprocess(frames))
+    keys, images, features = towers.encode_images(preprocess(frames))
     labels, present = torch.from_numpy(labels_np), torch.from_numpy(present_np)
 
     scale, bias = towers.model.logit_scale.exp(), towers.model.logit_bias
@@ -219,7 +250,11 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     absent = F.binary_cross_entropy_with_logits(
         logits[:, :NUM_NOUNS] + towers.dense_bias, target.float(), reduction="sum"
     ) / filled.sum().clamp(min=1)
-    return by_leaf + by_noun + 0.1 * absent + config.image_weight * image_loss / config.batch
+    loss = by_leaf + by_noun + 0.1 * absent + config.image_weight * image_loss / config.batch
+    if towers.position_head is not None:
+        places = patch_places().expand(len(features), -1, -1)
+        loss = loss + config.position_weight * F.mse_loss(towers.position_head(features), places)
+    return loss
 
 
 def decoded_clip(scene: Scene, folder: Path, num_frames: int = 16) -> tuple[Pixels, Pixels]:
@@ -251,7 +286,7 @@ def evaluate(
         scene = make_scene(clip_seed(seed, "val", index))
         frames, masks = decoded_clip(scene, folder)
         chosen = [1, 6, 11, 15]
-        keys, images = towers.encode_images(preprocess(frames[chosen]))
+        keys, images, _ = towers.encode_images(preprocess(frames[chosen]))
         for mask, key, image in zip(masks[chosen], keys, images, strict=True):
             labels = torch.from_numpy(patch_labels(mask, scene))
             filled = labels >= 0
@@ -318,12 +353,20 @@ def train(
         num_eval_clips: validation clips that the finished encoder is measured on.
 
     Raises:
-        ValueError: `out` holds an unfinished run of another configuration.
+        ValueError: `out` holds a run of another configuration, or `config.init` holds no run to go on from.
     """
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     towers = Towers(len(tokenizer), tokenizer.convert_tokens_to_ids("<pad>"))
-    whiten_stem(towers, config.seed)
+    if config.init is None:
+        whiten_stem(towers, config.seed)
+    else:
+        path = Path(config.init) / "resume.pt"
+        if not path.is_file():
+            raise ValueError(f"there is no run to go on from in {config.init} (resume.pt is missing)")
+        towers.load_state_dict(torch.load(path, weights_only=True)["towers"])
+    if config.position_weight > 0:
+        towers.add_position_head(config.position_start)
     matrices = [p for p in towers.parameters() if p.ndim > 1]
     others = [p for p in towers.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -352,7 +395,8 @@ def train(
                 warm = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(config, step, steps or 10**9)
-            loss = loss_of(towers, tokenizer, config, step)
+            # A second phase must not see the frames of the first one again.
+            loss = loss_of(towers, tokenizer, config, step if config.init is None else _SECOND_PHASE + step)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
