@@ -1,8 +1,8 @@
 """Accuracy on the sprite world's held-out clips, by question family: `python benchmarks/world_accuracy.py MODEL`.
 
 Every question is answered greedily, with the model's own processor. Beside the accuracy stand the number of questions,
-the 95 % Wilson interval, chance (the commonest answers, without the video), chance of a random object of the clip where
-that is more, and the same model with all vision features set to zero (text only).
+the 95 % Wilson interval, the same model with all vision features set to zero (text only), chance without the video, and
+chance of one who names a random object of the clip (informed).
 """
 
 import argparse
@@ -21,6 +21,9 @@ from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window
 from hicom.model.processing import HIComProcessor
+from hicom.train.run import git_commit, hardware
+
+KEYS = ("accuracy", "chance", "informed_chance")
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -75,10 +78,12 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, dict[s
     """Return what is known of every family, and the mean over families."""
     right: dict[str, list[bool]] = collections.defaultdict(list)
     chance: dict[str, list[float]] = collections.defaultdict(list)
+    informed: dict[str, list[float]] = collections.defaultdict(list)
     for sample, given in zip(samples, answers, strict=True):
         family = str(sample.metadata["family"])
         right[family].append(given == sample.answer.strip().lower())
-        chance[family].append(max(sample.metadata["chance"], sample.metadata.get("informed_chance", 0.0)))
+        chance[family].append(sample.metadata["chance"])
+        informed[family].append(sample.metadata.get("informed_chance", sample.metadata["chance"]))
     rows: dict[str, dict[str, Any]] = {}
     for family, hits in right.items():
         low, high = wilson(sum(hits), len(hits))
@@ -87,18 +92,23 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, dict[s
             "accuracy": sum(hits) / len(hits),
             "interval": [low, high],
             "chance": sum(chance[family]) / len(hits),
+            "informed_chance": sum(informed[family]) / len(hits),
         }
-    mean = {key: sum(row[key] for row in rows.values()) / len(rows) for key in ("accuracy", "chance")}
+    mean = {key: sum(row[key] for row in rows.values()) / len(rows) for key in KEYS}
     return {**rows, "mean": {"n": len(samples), **mean}}
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the results as a Markdown table."""
-    lines = ["| family | n | accuracy | 95 % interval | text only | chance |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| family | n | accuracy | 95 % interval | text only | chance | informed |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for family, row in results["families"].items():
         interval = "{:.3f} to {:.3f}".format(*row["interval"]) if "interval" in row else ""
         blind = f"{row['text_only']:.3f}" if "text_only" in row else ""
-        lines.append(f"| {family} | {row['n']} | {row['accuracy']:.3f} | {interval} | {blind} | {row['chance']:.3f} |")
+        chance = f"{row['chance']:.3f} | {row['informed_chance']:.3f}"
+        lines.append(f"| {family} | {row['n']} | {row['accuracy']:.3f} | {interval} | {blind} | {chance} |")
     return "\n".join(lines)
 
 
@@ -139,6 +149,9 @@ def main() -> None:
         "visual_tokens": processor.token_count(num_frames, window),
         "uncompressed_tokens": num_frames * grid * grid,
         "seconds_per_question": seconds / len(samples),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git_commit(),
+        "hardware": hardware(),
         "families": families,
     }
     print(table(results))

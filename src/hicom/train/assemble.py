@@ -43,6 +43,8 @@ def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcesso
             num_key_value_heads=parts.num_heads,
             max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
+            # Large models' 0.02 leaves attention flat at this width, and heads that look words up take ages to form.
+            initializer_range=parts.hidden_size**-0.5,
             bos_token_id=None,
             eos_token_id=eos,
             pad_token_id=pad,

@@ -2,7 +2,7 @@
 
 The paper's language model can read before it ever sees a video. This text gives a small one with random weights the
 same start: a line says of every object its name and where it starts, how it moves and where it ends, and a question
-about that follows, as it will follow the visual tokens. `python -m hicom.world.stories --dst runs/world/train/stories.jsonl`
+about that follows, as it will follow the visual tokens: `python -m hicom.world.stories --dst stories.jsonl`.
 """
 
 import json
@@ -13,7 +13,8 @@ import tyro
 from hicom.world.questions import captions, descriptions, questions, side
 from hicom.world.scenes import Scene, SceneObject, clip_seed, generator, make_scene
 
-_STREAM = 9  # seeds of the stories' scenes and questions; clips have seeds of their own
+# Seeds of the stories' scenes and questions, far from those of the clips.
+_SCENES, _QUESTIONS = 1000, 7
 
 
 def tell(item: SceneObject) -> str:
@@ -40,10 +41,11 @@ def write_stories(dst: Path, num_scenes: int, seed: int = 0) -> None:
     partial = dst.with_suffix(".part")
     with partial.open("w") as file:
         for index in range(num_scenes):
-            scene = make_scene((*clip_seed(seed, "train", index), _STREAM))
-            rng = generator(seed, _STREAM, index)
+            scene = make_scene(clip_seed(_SCENES + seed, "train", index))
+            rng = generator(_QUESTIONS + seed, index)
+            asked = questions(scene, rng)
             longer = [*descriptions(scene, rng), *captions(scene, rng)]
-            for question in [*questions(scene, rng), longer[int(rng.integers(len(longer)))]]:
+            for question in [*asked, longer[int(rng.integers(len(longer)))]]:
                 turns = [("human", f"{story(scene)}\n{question.text}"), ("gpt", question.answer)]
                 record = {
                     "family": question.family,

@@ -1,0 +1,100 @@
+"""Ship a trained model inside the package: `python benchmarks/embed.py --model runs/tiny/tune/model --results FILE`.
+
+Copies the model to `src/hicom/assets/hicom-tiny/`, renders the demo clip from a seed that no split of the training
+world uses, and puts the measured results into `docs/hicom-tiny.md` and the model card.
+"""
+
+import json
+import shutil
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import tyro
+from world_accuracy import table
+
+from hicom.model.convert import tensor_shapes
+from hicom.world.render import render, write_video
+from hicom.world.scenes import clip_seed, make_scene
+
+ROOT = Path(__file__).parents[1]
+ASSETS = ROOT / "src" / "hicom" / "assets"
+# Training, validation and test clips come from seed 0.
+DEMO_SEED, DEMO_INDEX = 1, 1
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: video-text-to-text
+---
+# hicom-tiny
+
+A {parameters:,}-parameter video question answering model with the compressor of HICom (CVPR 2025), trained from
+nothing on procedural clips of moving sprites. It exists so that everything in this package runs on a real trained
+model, offline; it knows its own small world and nothing else. Commands, data, compute, results and limits:
+`docs/hicom-tiny.md`.
+
+{results}
+
+The sprites come from Noto Color Emoji (OFL-1.1, see `../sprites/OFL.txt`).
+"""
+
+
+def results_text(results: dict[str, Any]) -> str:
+    """Return the measured results as Markdown."""
+    hardware = results["hardware"]
+    return "\n".join(
+        [
+            f"Greedy answers on the {results['split']} split, {results['num_frames']} frames a clip, window "
+            f"{tuple(results['window'])}: {results['visual_tokens']} visual tokens in place of "
+            f"{results['uncompressed_tokens']}.",
+            "",
+            table(results),
+            "",
+            f"{results['date']}, {hardware['machine']}, {hardware['threads']} CPU threads, commit "
+            f"{str(results['commit'])[:12]}, {results['seconds_per_question'] * 1000:.0f} ms a question in batches "
+            "of 100 from kept features.",
+        ]
+    )
+
+
+def put_between(path: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a page."""
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    head, found, rest = path.read_text("utf-8").partition(start)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path}: the markers {start.strip()} and {end} are missing")
+    path.write_text(f"{head}{start}\n{text}\n\n{end}{tail}", "utf-8")
+
+
+def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
+    """Copy the model, render the demo clip, write the results.
+
+    Args:
+        model: folder of the trained model with its processor.
+        results: what `world_accuracy.py --out` wrote of it.
+        others: further results, at other windows, for the table of budgets.
+    """
+    target = ASSETS / "hicom-tiny"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(model, target, ignore=shutil.ignore_patterns("*.bin", "*.pt"))
+    measured = json.loads(results.read_text("utf-8"))
+    text = results_text(measured)
+    config = json.loads((model.parent / "run.json").read_text("utf-8"))
+    put_between(ROOT / "docs" / "hicom-tiny.md", "results", text)
+    rows = ["| window | visual tokens | times fewer | mean accuracy |", "|---|---|---|---|"]
+    for path in (results, *others):
+        each = json.loads(path.read_text("utf-8"))
+        ratio = each["uncompressed_tokens"] / each["visual_tokens"]
+        mean = each["families"]["mean"]["accuracy"]
+        rows.append(f"| {tuple(each['window'])} | {each['visual_tokens']} | {ratio:.1f} | {mean:.3f} |")
+    put_between(ROOT / "docs" / "hicom-tiny.md", "budgets", "\n".join(rows))
+    parameters = sum(prod(shape) for shape in tensor_shapes(target).values())
+    (target / "README.md").write_text(CARD.format(parameters=parameters, results=text), "utf-8")
+    (target / "run.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    frames, _ = render(make_scene(clip_seed(DEMO_SEED, "test", DEMO_INDEX)), size=256, num_frames=48)
+    write_video(ASSETS / "demo.mp4", frames, fps=16)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
