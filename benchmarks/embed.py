@@ -77,10 +77,11 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     """
     target = ASSETS / "hicom-tiny"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(model, target, ignore=shutil.ignore_patterns("*.bin", "*.pt"))
+    shutil.copytree(
+        model, target, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "complete", "trainer_state.json")
+    )
     measured = json.loads(results.read_text("utf-8"))
     text = results_text(measured)
-    config = json.loads((model.parent / "run.json").read_text("utf-8"))
     put_between(ROOT / "docs" / "hicom-tiny.md", "results", text)
     rows = ["| window | visual tokens | times fewer | mean accuracy |", "|---|---|---|---|"]
     for path in (results, *others):
@@ -91,7 +92,7 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     put_between(ROOT / "docs" / "hicom-tiny.md", "budgets", "\n".join(rows))
     parameters = sum(prod(shape) for shape in tensor_shapes(target).values())
     (target / "README.md").write_text(CARD.format(parameters=parameters, results=text), "utf-8")
-    (target / "run.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    (target / "model.safetensors").chmod(0o644)
     frames, _ = render(make_scene(clip_seed(DEMO_SEED, "test", DEMO_INDEX)), size=256, num_frames=48)
     write_video(ASSETS / "demo.mp4", frames, fps=16)
 

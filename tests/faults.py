@@ -156,7 +156,7 @@ FAULTS = [
         "a prompt is compressed at every step of generation",
         MODELING,
         '            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)\n',
-        '            [self.model.embed(input_ids, **media) for _ in range(2)]\n'
+        "            [self.model.embed(input_ids, **media) for _ in range(2)]\n"
         '            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)\n',
         "tests/model/test_modeling.py::test_encoder_runs_once_per_generate",
     ),
