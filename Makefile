@@ -29,7 +29,7 @@ test: $(READY)
 	$(BIN)/pytest -n 2
 
 test-slow: $(READY)
-	$(BIN)/pytest -m '(slow or dist) and not gpu and not vllm and not browser' --timeout 1200
+	$(BIN)/pytest -n 2 -m '(slow or dist) and not gpu and not vllm and not browser' --timeout 1200
 
 check: $(READY)
 	$(BIN)/ruff check .

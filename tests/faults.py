@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 OPS, COMPRESSOR = "hicom/model/ops.py", "hicom/model/compressor.py"
 MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
+VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
+SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,70 @@ FAULTS = [
         "        if errors:\n            raise errors[0]\n",
         "",
         "tests/test_inference.py::test_error_in_the_generation_thread_reaches_the_caller",
+    ),
+    Fault(
+        "frames are chosen at the segments' starts",
+        VIDEO,
+        "((2 * i + 1) * (total - 1) + num_frames) // (2 * num_frames)",
+        "(2 * i * (total - 1) + num_frames) // (2 * num_frames)",
+        "tests/test_video.py::test_uniform_indices_are_the_middles_of_equal_segments",
+    ),
+    Fault(
+        "a folder of frames is read in alphabetical order",
+        VIDEO,
+        "files.sort(key=_natural)",
+        "files.sort()",
+        "tests/test_video.py::test_a_folder_is_read_in_natural_order",
+    ),
+    Fault(
+        "frozen parameters are trained too",
+        STAGES,
+        "parameter.requires_grad_(rule is not None and rule.rate > 0)",
+        "parameter.requires_grad_(True)",
+        "tests/train/test_stages.py::test_first_match_wins_and_the_rest_is_frozen",
+    ),
+    Fault(
+        "the optimizer moves frozen parameters",
+        RUN,
+        "    optimizer = make_optimizer(rules, weight_decay=config.weight_decay, betas=config.betas)\n",
+        "    optimizer = make_optimizer(rules, weight_decay=config.weight_decay, betas=config.betas)\n"
+        "    model.model.vision_tower.post_layernorm.weight.data.add_(1)\n",
+        "tests/train/test_stages.py::test_every_trainable_parameter_learns_and_frozen_ones_stay",
+    ),
+    Fault(
+        "an interrupted run starts from nothing",
+        RUN,
+        "resume_from_checkpoint=None if checkpoint is None else str(checkpoint)",
+        "resume_from_checkpoint=None",
+        "tests/train/test_run.py::test_resumes_exactly_after_a_kill",
+    ),
+    Fault(
+        "two processes train on the same samples at the same rate as one on half as many",
+        RUN,
+        "        per_device_train_batch_size=config.batch_size,",
+        "        per_device_train_batch_size=config.batch_size * num_processes(),",
+        "tests/train/test_run.py::test_two_processes_are_one",
+    ),
+    Fault(
+        "the window of a batch is drawn anew every time",
+        COLLATE,
+        'random.Random(f"{self.seed} {numbers}")',
+        "random.SystemRandom()",
+        "tests/data/test_collate.py::test_windows_depend_on_the_samples_alone",
+    ),
+    Fault(
+        "clips of all splits share their seeds",
+        SCENES,
+        "return (seed, SPLITS.index(split), index)",
+        "return (seed, 0, index)",
+        "tests/world/test_scenes.py::test_splits_are_disjoint",
+    ),
+    Fault(
+        "training of the towers resumes without its optimizer",
+        TOWERS,
+        'optimizer.load_state_dict(state["optimizer"])',
+        "pass",
+        "tests/world/test_towers.py::test_resumed_training_equals_uninterrupted",
     ),
 ]
 

@@ -32,16 +32,17 @@ def pretrain(rate: float = 1e-4, *, windows: tuple[Window, ...] = ()) -> StageCo
     return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 10 * rate), (COMPRESSOR, rate)), windows=windows)
 
 
-def tune(rate: float = 1e-5, language_model_rate: float = 1e-5, *, windows: tuple[Window, ...] = ()) -> StageConfig:
+def tune(rate: float = 1e-5, *, injection_rate: float | None = None, windows: tuple[Window, ...] = ()) -> StageConfig:
     """Stage 3: compressor and language model learn from questions and answers."""
-    trainable = ((IDLE, 0.0), (COMPRESSOR, rate), (LANGUAGE_MODEL, language_model_rate))
+    injection = rate if injection_rate is None else injection_rate
+    trainable = ((IDLE, 0.0), (INJECTION, injection), (COMPRESSOR, rate), (LANGUAGE_MODEL, rate))
     return StageConfig(trainable=trainable, windows=windows)
 
 
 # The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world.
 
-TINY_WINDOWS: tuple[Window, ...] = ((2, 4, 4), (2, 4, 4), (2, 4, 4), (2, 2, 2), (4, 4, 4))
-"""Drawn from in stage `tune`: one set of weights serves 24, 72 and 16 visual tokens; the model's own comes first."""
+TINY_WINDOWS: tuple[Window, ...] = ((2, 4, 4), (4, 4, 4))
+"""Drawn from in stage `tune`: one set of weights serves 24 and 16 visual tokens; the model's own comes first."""
 
 
 def tiny_data(*names: str, world: str = "runs/world") -> DataConfig:
@@ -62,7 +63,7 @@ def tiny_llm() -> TrainConfig:
         parts=Parts(towers="runs/towers", window=TINY_WINDOWS[0]),
         data=DataConfig(records=("runs/world/train/stories.jsonl",)),
         stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
-        steps=3000,
+        steps=2200,
         batch_size=64,
         warmup=0.05,
         weight_decay=0.02,
@@ -90,8 +91,8 @@ def tiny_pretrain() -> TrainConfig:
         out="runs/tiny/pretrain",
         init="runs/tiny/align/model",
         data=tiny_data("pretrain"),
-        stage=pretrain(5e-4),
-        steps=400,
+        stage=pretrain(1e-4),
+        steps=200,
         batch_size=64,
     )
 
@@ -102,10 +103,10 @@ def tiny_tune() -> TrainConfig:
         name="tune",
         out="runs/tiny/tune",
         init="runs/tiny/pretrain/model",
-        # Descriptions too: every token of a long answer teaches, and some skills need many.
-        data=tiny_data("tune", "tune", "pretrain"),
-        stage=tune(1e-3, 1e-3, windows=TINY_WINDOWS),
-        steps=6000,
+        data=tiny_data("tune"),
+        # The direct injection starts as the identity; a high rate wears that away, and instructions point nowhere.
+        stage=tune(1e-3, injection_rate=1e-4, windows=TINY_WINDOWS),
+        steps=5000,
         batch_size=64,
         weight_decay=0.02,
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hicom.data.collate import Collator
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
@@ -17,6 +18,7 @@ from hicom.train.run import last_checkpoint
 from toy_training import ALL, make_config, make_records, make_towers
 
 TESTS = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 # Trains the run of `make_config(FOLDER, out=OUT, CHANGES)`, and kills itself while it makes batch KILL_AT.
 SCRIPT = """
@@ -58,7 +60,7 @@ def windows(*sizes: tuple[int, int, int]) -> StageConfig:
     return StageConfig(trainable=ALL, windows=sizes)
 
 
-def test_resumes_exactly_after_a_kill(folder: Path, tmp_path: Path) -> None:
+def test_resumes_exactly_after_a_kill(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 7 samples of 2 make an epoch of 3 steps: the kill is in the second one, two steps after a checkpoint.
     stage = windows((1, 2, 2), (2, 2, 2), (4, 4, 4))
     changes = {"steps": 8, "save_every": 3, "batch_size": 1, "accumulate": 2, "stage": stage}
@@ -66,13 +68,17 @@ def test_resumes_exactly_after_a_kill(folder: Path, tmp_path: Path) -> None:
     text += "trainable=__import__('toy_training').ALL, windows=((1, 2, 2), (2, 2, 2), (4, 4, 4))))"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(killed), "11", text]
-    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(TESTS)}, capture_output=True, text=True)
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True)
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert not (killed / "model").exists()
     assert last_checkpoint(killed / "checkpoints") == killed / "checkpoints" / "checkpoint-3"
     # A kill in the middle of writing leaves a checkpoint without its mark.
     (killed / "checkpoints" / "checkpoint-5").mkdir()
+    batches: list[int] = []
+    make_batch = Collator.__call__
+    monkeypatch.setattr(Collator, "__call__", lambda *args: (batches.append(1), make_batch(*args))[1])
     run(make_config(folder, out=str(killed), **changes))
+    assert len(batches) == (8 - 3) * 2, "the run did not go on from its checkpoint"
     run(make_config(folder, out=str(whole), **changes))
     assert_same_weights(killed, whole)
     logs = [json.loads((out / "log.json").read_text()) for out in (killed, whole)]
@@ -166,7 +172,7 @@ def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     changes = "dict(batch_size=2, steps=2)"
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(folder), str(tmp_path / "two"), "0", changes], env=environment, check=True)
     run(make_config(folder, out=str(tmp_path / "one"), batch_size=4, steps=2))
     for name, tensor in weights(tmp_path / "one").items():

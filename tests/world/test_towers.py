@@ -19,6 +19,7 @@ from hicom.world.towers import (
     Towers,
     evaluate,
     patch_labels,
+    patch_places,
     preprocess,
     tokenize,
     train,
@@ -52,8 +53,11 @@ def test_folder_is_an_ordinary_siglip(trained):
     pixels = preprocess(render(make_scene(clip_seed(0, "val", 0)), num_frames=2)[0])
     ids = tokenize(tokenizer, ["which way does the dog move?", "dog"])
     with torch.no_grad():
-        keys, images = towers.encode_images(pixels)
+        keys, images, features = towers.encode_images(pixels)
         found = model(input_ids=ids, pixel_values=pixels)
+        # The features that the position loss reads are those that the model compresses.
+        hidden = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(features, hidden)
         state = model.vision_model(pixel_values=pixels).last_hidden_state
         head = model.vision_model.head
         raw = state + head.mlp(head.layernorm(state))
@@ -76,6 +80,34 @@ def test_resumed_training_equals_uninterrupted(trained, tmp_path):
         assert torch.equal(a, b), f"{name} differs after a resume"
     same = [json.loads((f / "run.json").read_text())["metrics"] for f in (folder, tmp_path)]
     assert same[0] == same[1]
+
+
+SECOND = {"steps": 8, "batch": 4, "warmup": 2, "lr": 3e-3, "position_weight": 1.0, "position_start": 0.5}
+
+
+def test_second_phase_puts_the_place_into_the_features(trained, tmp_path):
+    """Its read-out gets better, the first phase's naming goes on, and it resumes as exactly as the first."""
+    _, folder = trained
+    config = TowerConfig(init=str(folder), **SECOND)
+    train(config, tmp_path / "two", stop_after=3)
+    resumed = train(config, tmp_path / "two", num_eval_clips=1)
+    whole = train(config, tmp_path / "one", num_eval_clips=1)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+    def error(towers):
+        pixels = preprocess(render(make_scene(clip_seed(0, "val", 1)), num_frames=2)[0])
+        with torch.no_grad():
+            return torch.nn.functional.mse_loss(
+                towers.position_head(towers.encode_images(pixels)[2]), patch_places().expand(2, -1, -1)
+            ).item()
+
+    assert error(whole) < 0.5 * error(train(config, tmp_path / "start", stop_after=1))
+
+
+def test_second_phase_needs_a_first(tmp_path):
+    with pytest.raises(ValueError, match=r"no run to go on from.*resume\.pt"):
+        train(TowerConfig(init=str(tmp_path / "nowhere"), steps=2), tmp_path / "out")
 
 
 def test_training_lowers_the_loss_and_trains_everything(trained):
