@@ -2,7 +2,7 @@
 # Another interpreter: make PYTHON=python3.12 test.
 
 PYTHON ?= python3
-QUESTION ?= Which object moves to the left?
+QUESTION ?= What color is the cross?
 TORCH ?= 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 

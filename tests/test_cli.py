@@ -374,6 +374,12 @@ def test_misspelt_configuration_key(hicom: Hicom, broken_model: Path, clip: Path
         assert "did you mean 'num_global_tokens'?" in hicom(*args).error()
 
 
+def test_wrong_value_in_the_configuration(hicom: Hicom, broken_model: Path, clip: Path) -> None:
+    config = json.loads((broken_model / "config.json").read_text())
+    (broken_model / "config.json").write_text(json.dumps(config | {"dialect": "papyrus"}))
+    assert "dialect" in hicom("ask", clip, QUESTION, "--model", broken_model).error()
+
+
 # How errors come out
 
 

@@ -311,7 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_debug:
             traceback.print_exc()
-        is_input = isinstance(error, ValueError | OSError | ImportError)
+        # A wrong value in a configuration is an error of huggingface_hub, which must not be imported for that alone.
+        is_input = isinstance(error, ValueError | OSError | ImportError) or "Strict" in type(error).__name__
         text = error_text(error) if is_input else f"unexpected {type(error).__name__}: {error}"
         hint = "" if is_input or is_debug else " (--debug shows where)"
         print(f"hicom: error: {one_line(text)}{hint}", file=sys.stderr)

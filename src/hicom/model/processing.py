@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..video import VideoFrames, read_frames
 from .baselines import build_compressor
@@ -106,6 +106,13 @@ class HIComProcessor(ProcessorMixin):
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a processor as `transformers` does."""
+        # The tokenizers look at the model's configuration, and warn about a type they do not know.
+        AutoConfig.register(HIComConfig.model_type, HIComConfig, exist_ok=True)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_config(
