@@ -55,7 +55,7 @@ def tiny_llm() -> TrainConfig:
     """Teach a small language model to read: questions about the world's scenes, told in words.
 
     The paper starts from a language model that reads; this is its stand-in. Command: `hicom train tiny-llm`, after
-    `hicom world make runs/world` and the training of the towers.
+    world, towers and stories (docs/hicom-tiny.md). Two CPU cores: 8 minutes, final loss 0.25.
     """
     return TrainConfig(
         name="llm",
@@ -71,7 +71,7 @@ def tiny_llm() -> TrainConfig:
 
 
 def tiny_align() -> TrainConfig:
-    """Stage 1 of `hicom-tiny`: captions, compression off. Command: `hicom train tiny-align`."""
+    """Stage 1 of `hicom-tiny`: captions, compression off. `hicom train tiny-align`: 2.5 minutes, loss 1.3."""
     return TrainConfig(
         name="align",
         out="runs/tiny/align",
@@ -85,7 +85,7 @@ def tiny_align() -> TrainConfig:
 
 
 def tiny_pretrain() -> TrainConfig:
-    """Stage 2 of `hicom-tiny`: instructions and descriptions. Command: `hicom train tiny-pretrain`."""
+    """Stage 2 of `hicom-tiny`: instructions, descriptions. `hicom train tiny-pretrain`: 1.5 minutes, loss 0.86."""
     return TrainConfig(
         name="pretrain",
         out="runs/tiny/pretrain",
@@ -98,7 +98,10 @@ def tiny_pretrain() -> TrainConfig:
 
 
 def tiny_tune() -> TrainConfig:
-    """Stage 3 of `hicom-tiny`: questions and answers, windows drawn at random. Command: `hicom train tiny-tune`."""
+    """Stage 3 of `hicom-tiny`: questions and answers, windows drawn at random. Command: `hicom train tiny-tune`.
+
+    Two CPU cores: 19 minutes. Expected on the test split: 0.73 over the families (docs/hicom-tiny.md).
+    """
     return TrainConfig(
         name="tune",
         out="runs/tiny/tune",
