@@ -78,6 +78,13 @@ FAULTS = [
         "tests/model/test_compressor.py::test_equals_reference",
     ),
     Fault(
+        "no gradient to the query's gate",
+        COMPRESSOR,
+        "query = self.query_gate(query)",
+        "query = self.query_gate(query).detach()",
+        "tests/model/test_compressor.py::test_every_trainable_parameter_gets_a_gradient",
+    ),
+    Fault(
         "local windows are not masked in a batch with shorter videos",
         COMPRESSOR,
         'logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)',
