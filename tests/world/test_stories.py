@@ -1,0 +1,38 @@
+import hashlib
+import json
+
+import pytest
+
+from hicom.world.questions import NOUNS
+from hicom.world.stories import write_stories
+
+
+def test_stories_are_the_same_on_every_machine_and_hold_the_answers(tmp_path):
+    for name in ("a", "b"):
+        write_stories(tmp_path / f"{name}.jsonl", num_scenes=40)
+    text = (tmp_path / "a.jsonl").read_bytes()
+    assert text == (tmp_path / "b.jsonl").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == "64bffc4606eebd12c8819f6d29efcbdf3c59ed2676569792718c354ba122f376"
+    families = set()
+    for line in text.decode().splitlines():
+        record = json.loads(line)
+        story, question = record["conversations"][0]["value"].split("\n")
+        answer = record["conversations"][1]["value"]
+        told = [part.split() for part in story.split(", ")]
+        families.add(record["family"])
+        if record["family"] == "presence":
+            asked = next(noun for noun in NOUNS if f" {noun}" in question)
+            assert (answer == "yes") == any(asked in words for words in told), line
+        elif record["family"] == "count":
+            assert answer == ("one", "two", "three", "four")[len(told) - 1], line
+    assert {"presence", "colour", "position", "direction", "count", "which"} <= families
+
+
+def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hicom.world.stories.story", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_stories(tmp_path / "stories.jsonl", num_scenes=2)
+    assert not (tmp_path / "stories.jsonl").exists()
