@@ -369,7 +369,7 @@ def rename(name: str, *, is_clip: bool) -> str:
 
 
 def load_official(path: str | Path, dtype: torch.dtype | None = None) -> HIComForConditionalGeneration:
-    """Load a checkpoint in the layout of the official release (see `reference` numerics in docs/checkpoints.md).
+    """Load a checkpoint in the layout of the official release (docs/checkpoints.md).
 
     Args:
         path: a folder or a hub id. Sharded safetensors are fine; pickles are refused.

@@ -7,7 +7,6 @@ video or image, C LLM width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -631,8 +630,3 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
         return super().generate(*args, **kwargs)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Return how many numbers the module's parameters hold."""
-    return sum(math.prod(parameter.shape) for parameter in module.parameters())
