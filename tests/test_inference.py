@@ -141,6 +141,12 @@ def test_error_in_the_generation_thread_reaches_the_caller(chat: VideoChat, vide
         list(chat.stream(video, QUESTIONS[0], do_sample=True, temperature=-1.0))
 
 
+def test_official_layout_refuses_options_of_loading() -> None:
+    folder = Path(__file__).parent / "golden" / "direct_coarse"
+    with pytest.raises(ValueError, match="does not load with device_map; convert it first: hicom convert"):
+        VideoChat.from_pretrained(folder, device_map="auto")
+
+
 @pytest.mark.parametrize("question", ["", "   ", "\n"])
 def test_empty_question(chat: VideoChat, video: EncodedVideo, question: str) -> None:
     with pytest.raises(ValueError, match="question is empty"):

@@ -124,10 +124,12 @@ class VideoChat:
                 official release load directly.
             device: where to compute; None: a GPU if there is one, else the CPU.
             dtype: precision to compute in; None: as stored on a GPU, float32 on a CPU, where 16 bit is slow.
-            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`.
+            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`;
+                only for this library's layout.
 
         Raises:
-            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them.
+            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them. Or
+                `kwargs` are given for the layout of the official release.
         """
         folder = find_model(name)
         tensor_shapes(folder)  # what is wrong with the files should be said by name, before anything is loaded
@@ -137,6 +139,11 @@ class VideoChat:
         if precision is None and device == "cpu":
             precision = torch.float32
         if is_official(folder):
+            if kwargs:
+                raise ValueError(
+                    f"{name} is in the layout of the official release, which does not load with "
+                    f"{', '.join(sorted(kwargs))}; convert it first: hicom convert {name} DST"
+                )
             model = load_official(folder, dtype=precision)
             processor = official_processor(folder, model)
             if processor is None:

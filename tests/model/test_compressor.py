@@ -557,6 +557,7 @@ def test_rejects_impossible_choices(options: dict[str, Any], message: str) -> No
         ({"instruction_tokens": torch.zeros(2, DIM)}, r"instruction_tokens .*\(2, 8\)"),
         ({"instruction_tokens": None}, "fine injection needs instruction_tokens"),
         ({"instruction_mask": torch.ones(2, LENGTH + 1)}, r"instruction_mask .*\(2, 5\)"),
+        ({"instruction_mask": torch.tensor([[1] * LENGTH, [0] * LENGTH])}, "instruction_mask of video 1 has no real"),
         ({"window": (2, -1, 2)}, r"window=\(2, -1, 2\)"),
         ({"compression": "of"}, "compression='of'"),
     ],

@@ -37,6 +37,15 @@ def counted(self, items):
 Collator.__call__ = counted
 run(make_config(folder, out=out, **changes))
 """
+# Trains a chain of two stages of one step in OUT.
+CHAIN_SCRIPT = """
+import sys
+from pathlib import Path
+from toy_training import make_config
+from hicom.train import Chain, run
+stages = (make_config(Path(sys.argv[1]), name=name, batch_size=2, steps=1) for name in ("first", "second"))
+run(Chain(out=sys.argv[2], stages=tuple(stages)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +54,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_towers(folder / "towers")
     make_records(folder)
     return folder
+
+
+def run_in_two_processes(script: str, folder: Path, *arguments: str) -> None:
+    path = folder / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(path)]
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *arguments], env=environment, check=True)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -168,15 +185,18 @@ def test_accumulation_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.dist
 def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     changes = "dict(batch_size=2, steps=2)"
-    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(folder), str(tmp_path / "two"), "0", changes], env=environment, check=True)
+    run_in_two_processes(SCRIPT, tmp_path, str(folder), str(tmp_path / "two"), "0", changes)
     run(make_config(folder, out=str(tmp_path / "one"), batch_size=4, steps=2))
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.dist
+def test_a_chain_in_two_processes(folder: Path, tmp_path: Path) -> None:
+    run_in_two_processes(CHAIN_SCRIPT, tmp_path, str(folder), str(tmp_path / "chain"))
+    for name in ("first", "second"):
+        assert json.loads((tmp_path / "chain" / name / "run.json").read_text())["status"] == "finished"
 
 
 def test_pixels_train_as_kept_features_do(folder: Path, tmp_path: Path) -> None:

@@ -692,6 +692,12 @@ class HybridCompressor(nn.Module):
             if instruction_mask.shape != expected:
                 shapes = f"{tuple(instruction_mask.shape)}, the tokens {tuple(expected)}"
                 raise ValueError(f"instruction_mask has the shape {shapes}; they must be equal")
+            empty = (~instruction_mask.bool().any(1)).nonzero().flatten().tolist()
+            if empty:
+                raise ValueError(
+                    f"the instruction_mask of video {', '.join(map(str, empty))} has no real token; give it one, or "
+                    "ask for compression='unguided'"
+                )
 
     def stream(
         self,

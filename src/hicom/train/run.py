@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import fcntl
 import json
@@ -298,6 +299,8 @@ def make_trainer(
         disable_tqdm=not sys.stderr.isatty(),
     )
     callbacks: list[TrainerCallback] = [RunCallback(out, stamp)]
+    if num_processes() > 1:
+        atexit.register(leave_process_group)
     if is_main():
         from torch.utils.tensorboard import SummaryWriter
 
@@ -325,11 +328,18 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     checkpoint = last_checkpoint(out / "checkpoints")
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.config.text_config.use_cache = True
-    if not is_main():
-        return
-    model.save_pretrained(out / "model")
-    processor.save_pretrained(out / "model")
-    (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", "utf-8")
-    stamp["status"], stamp["loss"] = "finished", result.training_loss
-    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback))
-    callback.keep_time()
+    if is_main():
+        model.save_pretrained(out / "model")
+        processor.save_pretrained(out / "model")
+        (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", "utf-8")
+        stamp["status"], stamp["loss"] = "finished", result.training_loss
+        callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback))
+        callback.keep_time()
+    # Every process of a chain loads the model that the main one writes.
+    trainer.accelerator.wait_for_everyone()
+
+
+def leave_process_group() -> None:
+    """Leave the group of processes, if this one is in it: its threads abort an interpreter that ends before them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
