@@ -42,6 +42,7 @@ The sprites come from Noto Color Emoji (OFL-1.1, see `../sprites/OFL.txt`).
 def results_text(results: dict[str, Any]) -> str:
     """Return the measured results as Markdown."""
     hardware = results["hardware"]
+    commit, dash, dirty = str(results["commit"]).partition("-")
     return "\n".join(
         [
             f"Greedy answers on the {results['split']} split, {results['num_frames']} frames a clip, window "
@@ -51,7 +52,7 @@ def results_text(results: dict[str, Any]) -> str:
             table(results),
             "",
             f"{results['date']}, {hardware['machine']}, {hardware['threads']} CPU threads, commit "
-            f"{str(results['commit'])[:12]}, {results['seconds_per_question'] * 1000:.0f} ms a question in batches "
+            f"{commit[:12]}{dash}{dirty}, {results['seconds_per_question'] * 1000:.0f} ms a question in batches "
             "of 100 from kept features.",
         ]
     )

@@ -59,6 +59,13 @@ def make_records(folder: Path, num_videos: int = 8) -> Path:
     return path
 
 
+def make_folder(folder: Path) -> Path:
+    """Fill `folder` with what `make_config` reads: towers, records and their videos."""
+    make_towers(folder / "towers")
+    make_records(folder)
+    return folder
+
+
 def make_config(folder: Path, **changes: object) -> TrainConfig:
     """Return a run of a few steps that trains compressor and language model from random towers in `folder`."""
     parts = Parts(

@@ -11,15 +11,12 @@ from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train.assemble import assemble
-from toy_training import make_config, make_records, make_towers
+from toy_training import make_config, make_folder, make_records
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("collate")
-    make_towers(folder / "towers")
-    make_records(folder)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("collate"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
 from hicom.train.run import last_checkpoint
-from toy_training import ALL, make_config, make_records, make_towers
+from toy_training import ALL, make_config, make_folder
 
 TESTS = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -50,10 +50,7 @@ run(Chain(out=sys.argv[2], stages=tuple(stages)))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    make_towers(folder / "towers")
-    make_records(folder)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("run"))
 
 
 def run_in_two_processes(script: str, folder: Path, *arguments: str) -> None:

@@ -9,15 +9,12 @@ from hicom.train import StageConfig, TrainConfig
 from hicom.train.config import Rates
 from hicom.train.run import load, make_data, make_trainer, run
 from hicom.train.stages import make_optimizer, resolve
-from toy_training import ALL, make_config, make_records, make_towers
+from toy_training import ALL, make_config, make_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stages")
-    make_towers(folder / "towers")
-    make_records(folder)
-    return folder
+    return make_folder(tmp_path_factory.mktemp("stages"))
 
 
 def toy() -> nn.Module:
