@@ -38,6 +38,7 @@ class Reference:
     tokens: Tensor  # float[N, C]
     local_attention: list[Tensor]  # one float[k_t, k_h, k_w] per group, in the order of the tokens
     global_attention: list[Tensor]  # one float[heads, T, H, W] per learnable token
+    pointer_attention: list[Tensor]  # one float[T, H, W] per pointer
 
 
 # Vector arithmetic
@@ -71,6 +72,12 @@ def softmax(logits: Sequence[Tensor]) -> list[Tensor]:
     exponentials = [torch.exp(logit - highest) for logit in logits]
     total = sum(exponentials[1:], start=exponentials[0])
     return [exponential / total for exponential in exponentials]
+
+
+def log_mean_exp(logits: Sequence[Tensor]) -> Tensor:
+    highest = max(float(logit.detach()) for logit in logits)
+    total = sum(torch.exp(logit - highest) for logit in logits)
+    return highest + torch.log(total / len(logits))
 
 
 def weighted_sum(weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
@@ -136,10 +143,11 @@ def position(t: int, h: int, w: int, width: int) -> Tensor:
 
 def multi_head(
     params: Params, name: str, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
-) -> tuple[Tensor, list[list[Tensor]]]:
-    """Attention of one query over projected keys and values; returns the output and the weights of every head.
+) -> tuple[Tensor, list[list[Tensor]], list[list[Tensor]]]:
+    """Attention of one query over projected keys and values; returns the output, weights and logits of every head.
 
-    With a learnable logit scale beside the attention, q and k become unit vectors at full width, before the heads part.
+    The weights do not depend on the bias of the keys' projection, so that the logits are returned without it. With a
+    learnable logit scale beside the attention, q and k become unit vectors at full width, before the heads part.
     """
     q = linear(params, f"{name}.q_proj", query)
     projected_keys = [linear(params, f"{name}.k_proj", key) for key in keys]
@@ -150,7 +158,7 @@ def multi_head(
         q, projected_keys = unit(q), [unit(key) for key in projected_keys]
     num_heads = max(heads for heads in range(1, max(1, len(query) // 128) + 1) if len(query) % heads == 0)
     head_width = len(query) // num_heads
-    outputs, weights = [], []
+    outputs, weights, bare_logits = [], [], []
     for head in range(num_heads):
         part = slice(head * head_width, (head + 1) * head_width)
         logits = []
@@ -161,8 +169,10 @@ def multi_head(
             else:
                 logits.append(product / math.sqrt(head_width))
         weights.append(softmax(logits))
+        shift = 0 if has_logit_scale else (q[part] * params[f"{name}.k_proj.bias"][part]).sum() / math.sqrt(head_width)
+        bare_logits.append([logit - shift for logit in logits])
         outputs.append(weighted_sum(weights[-1], [value[part] for value in projected_values]))
-    return linear(params, f"{name}.out_proj", torch.cat(outputs)), weights
+    return linear(params, f"{name}.out_proj", torch.cat(outputs)), weights, bare_logits
 
 
 def scaled_logit(params: Params, branch: str, product: Tensor) -> Tensor:
@@ -248,7 +258,8 @@ def local_branch(
                     query = trilinear(pooled, (i, j, m), num_groups)
                 query = gate(params, "local.query_gate", query)
                 query = inject(params, "local", setting.local_injection, setting.dialect, query, instruction)
-                output, weights = local_attention(params, query, values, keys, group)
+                output, weights, logits = local_attention(params, query, values, keys, group)
+                output = output + evidence(params, "local", [logits])
                 outputs.append(mlp(params, "local.readout", output))
                 maps.append(torch.stack(weights).detach().reshape(sizes))
     return outputs, maps
@@ -256,7 +267,7 @@ def local_branch(
 
 def local_attention(
     params: Params, query: Tensor, values: Tensor, keys: Tensor, group: tuple[range, range, range]
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     logits, members = [], []
     for t in group[0]:
         for h in group[1]:
@@ -268,7 +279,7 @@ def local_attention(
                     logits.append(product / math.sqrt(len(query)))
                 members.append(gate(params, "local.value_gate", values[t, h, w]))
     weights = softmax(logits)
-    return weighted_sum(weights, members), weights
+    return weighted_sum(weights, members), weights, logits
 
 
 def global_branch(
@@ -292,13 +303,99 @@ def global_branch(
         query = inject(params, "global_", setting.global_injection, setting.dialect, learned, instruction)
         if setting.global_injection == "direct" and setting.dialect == "paper":
             query = learned + query
-        attended, weights = multi_head(
+        attended, weights, logits = multi_head(
             params, "global_.attention", query, placed, patches if setting.dialect == "paper" else placed
         )
+        attended = attended + evidence(params, "global_", logits)
         outputs.append(mlp(params, "global_.readout", query + attended))
         heads = torch.stack([torch.stack(head) for head in weights]).detach()
         maps.append(heads.reshape(len(weights), num_frames, height, width))
     return outputs, maps
+
+
+# Beyond the paper
+
+
+def evidence(params: Params, branch: str, logits: Sequence[Sequence[Tensor]]) -> Tensor | float:
+    """What the logits of every head say that their softmax does not: the largest, and the log-mean-exp."""
+    if f"{branch}.evidence.proj.weight" not in params:
+        return 0.0
+    features = [feature for head in logits for feature in (torch.stack(list(head)).amax(), log_mean_exp(head))]
+    return linear(params, f"{branch}.evidence.proj", torch.stack(features))
+
+
+def add_motion(params: Params, values: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Every patch is told how its neighbourhood looks two frames back and ahead: 4 x 9 cosines, 0 where none is."""
+    num_frames, height, width, dim = values.shape
+    sources = values if keys is None else keys
+    additions = []
+    for t in range(num_frames):
+        for h in range(height):
+            for w in range(width):
+                cosines = []
+                for other_t in (t - 2, t - 1, t + 1, t + 2):
+                    for other_h in (h - 1, h, h + 1):
+                        for other_w in (w - 1, w, w + 1):
+                            if 0 <= other_t < num_frames and 0 <= other_h < height and 0 <= other_w < width:
+                                other = sources[other_t, other_h, other_w]
+                                cosines.append((unit(sources[t, h, w]) * unit(other)).sum())
+                            else:
+                                cosines.append(torch.zeros((), dtype=values.dtype))
+                features = torch.cat([torch.stack(cosines), linear(params, "motion.appearance", values[t, h, w])])
+                hidden = gelu(linear(params, "motion.inner", features))
+                additions.append(linear(params, "motion.outer", hidden))
+    addition = torch.stack(additions).view(num_frames, height, width, -1)
+    return values + addition[..., :dim], None if keys is None else keys + addition[..., dim:]
+
+
+def pointers(
+    params: Params, values: Tensor, keys: Tensor, instruction: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One token per pointer: what it looks at, its path in 8 time bins, and a summary, through the readout MLP."""
+    outputs, maps = [], []
+    for number in range(len(params["pointers.query"])):
+        query, time = params["pointers.query"][number], torch.zeros(2, dtype=values.dtype)
+        if instruction is not None:
+            name = f"pointers.injector.{number}"
+            query = linear(params, f"{name}.outer", gelu(linear(params, f"{name}.inner", instruction)))
+            time = linear(params, f"{name}.time", instruction)
+        features, weights = point(params, query, time, values, keys)
+        outputs.append(mlp(params, "pointers.readout", features))
+        maps.append(weights)
+    return outputs, maps
+
+
+def point(params: Params, query: Tensor, time: Tensor, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    num_frames, height, width = values.shape[:3]
+    logits, places, members, triples = [], [], [], []
+    for t in range(num_frames):
+        tau = (2 * t + 1) / num_frames - 1
+        frame_logits, frame_places = [], []
+        for h in range(height):
+            for w in range(width):
+                cosine = (unit(query) * unit(keys[t, h, w])).sum()
+                scaled = torch.exp(params["pointers.logit_scale"].squeeze()) * cosine
+                frame_logits.append(scaled + time[0] * tau + time[1] * tau**2)
+                frame_places.append((tau, (2 * w + 1) / width - 1, (2 * h + 1) / height - 1))
+                members.append(values[t, h, w])
+        weights = softmax(frame_logits)
+        x = sum(weight * place[1] for weight, place in zip(weights, frame_places, strict=True))
+        y = sum(weight * place[2] for weight, place in zip(weights, frame_places, strict=True))
+        triples.append(torch.stack([x, y, log_mean_exp(frame_logits)]))
+        logits += frame_logits
+        places += frame_places
+    trajectory = []
+    for number in range(8):
+        triple = torch.zeros(3, dtype=values.dtype)
+        for t in range(num_frames):
+            overlap = min((number + 1) / 8, (t + 1) / num_frames) - max(number / 8, t / num_frames)
+            triple = triple + max(overlap, 0.0) * 8 * triples[t]
+        trajectory.append(triple)
+    weights = softmax(logits)
+    means = [sum(weight * place[axis] for weight, place in zip(weights, places, strict=True)) for axis in range(3)]
+    summary = torch.stack([*means, torch.stack(logits).amax(), log_mean_exp(logits)])
+    features = torch.cat([weighted_sum(weights, members), *trajectory, summary])
+    return features, torch.stack(weights).detach().view(num_frames, height, width)
 
 
 def compress(
@@ -310,14 +407,14 @@ def compress(
     instruction_tokens: Tensor | None = None,
     instruction_mask: Tensor | None = None,
 ) -> Reference:
-    """Tokens of ONE video: the local grid flattened (t, h, w), then the global tokens.
+    """Tokens of ONE video: the local grid flattened (t, h, w), then the global tokens, then the pointers.
 
     Args:
-        params: float64 parameters by name. `local.*` and `global_.*` make their branch.
+        params: float64 parameters by name. `local.*` and `global_.*` make their branch, the others their option.
         setting: Dialect, window and injections.
         values: float[T, H, W, D].
         keys: float[T, H, W, K], or None for the values.
-        instruction: float[K], the pooled instruction (direct, coarse).
+        instruction: float[K], the pooled instruction (direct, coarse, pointers).
         instruction_tokens: float[L, K] (fine).
         instruction_mask: bool[L], False for padding.
     """
@@ -325,12 +422,21 @@ def compress(
         instruction_tokens = torch.stack(
             [token for token, is_real in zip(instruction_tokens, instruction_mask.tolist(), strict=True) if is_real]
         )
-    outputs, local_maps, global_maps = [], [], []
+    if "motion.outer.weight" in params:
+        values, keys = add_motion(params, values, keys)
+    outputs, local_maps, global_maps, pointer_maps = [], [], [], []
+    is_guided = False
     if "local.readout.0.weight" in params:
         chosen = instruction_tokens if setting.local_injection == "fine" else instruction
         outputs, local_maps = local_branch(params, setting, values, keys, chosen)
+        is_guided |= setting.local_injection != "none"
     if "global_.readout.0.weight" in params:
         chosen = instruction_tokens if setting.global_injection == "fine" else instruction
         global_outputs, global_maps = global_branch(params, setting, values, chosen)
         outputs = outputs + global_outputs
-    return Reference(torch.stack(outputs), local_maps, global_maps)
+        is_guided |= setting.global_injection != "none"
+    if "pointers.query" in params:
+        looked_for = instruction if is_guided else None
+        pointer_outputs, pointer_maps = pointers(params, values, values if keys is None else keys, looked_for)
+        outputs = outputs + pointer_outputs
+    return Reference(torch.stack(outputs), local_maps, global_maps, pointer_maps)

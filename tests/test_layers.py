@@ -16,18 +16,18 @@ LEVELS = {
     "data": 2,
     "world": 2,
     "inference": 3,
-    "look": 3,
-    "train": 4,
-    "eval": 4,
-    "serve": 4,
-    "recipes": 5,
-    "cli": 6,
-    "__main__": 7,
+    "look": 4,
+    "train": 5,
+    "eval": 5,
+    "serve": 5,
+    "recipes": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 # train, eval and serve are on one level, so that they cannot import each other; beyond the levels:
 FORBIDDEN = {("train", "world"): "recipes tie the world and training together"}
 # The compressor is usable without transformers.
-PLAIN_TORCH = {"model.ops", "model.compressor", "model.baselines"}
+PLAIN_TORCH = {"model.ops", "model.options", "model.compressor", "model.baselines"}
 # The package itself imports nothing when it is imported; its lazy names may only be used from outside.
 LIGHT_NAMES = {"__version__"}
 

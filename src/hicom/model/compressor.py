@@ -4,7 +4,7 @@ Plain torch modules with keyword arguments; they work on the patch features of a
 
 Two dialects exist. `paper` is what the paper writes and the default; `release` is what the released code computes: it
 differs in the injections, the pooled query and the values of the global branch, and is needed for released weights.
-`docs/paper_to_code.md` lists the differences beside the equations.
+`docs/paper_to_code.md` lists the differences beside the equations. What goes beyond the paper is in `options.py`.
 
 Legend: V videos, F packed frames (of all videos, one after the other), T frames of one video, H W patch grid, G time
 groups, N learnable tokens, M attention rows (heads x N), D vision width, K width of keys and instruction (D in SigLIP),
@@ -14,7 +14,7 @@ C output width, L instruction length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,6 +35,18 @@ from .ops import (
     time_plan,
     token_count,
 )
+from .options import (
+    MatchEvidence,
+    MatchPointers,
+    MotionFeatures,
+    MotionStream,
+    PointerInjector,
+    at_least_float32,
+    match_features,
+    pad_videos,
+    real_frames,
+    start_as_identity,
+)
 
 Injection = Literal["direct", "coarse", "fine", "none"]
 Dialect = Literal["paper", "release"]
@@ -49,14 +61,16 @@ class CompressorOutput:
     """What a compressor returns.
 
     Attributes:
-        tokens: a `float[N_v, C]` for every video: local tokens in (t, h, w) order, then global tokens.
+        tokens: a `float[N_v, C]` for every video: local tokens in (t, h, w) order, global tokens, pointers.
         local_attention: on request, a `float[T/t, H/h, W/w, t, h, w]` for every video: each window's weights.
         global_attention: on request, a `float[heads, N, T, H, W]` for every video.
+        pointer_attention: on request, a `float[P, T, H, W]` for every video.
     """
 
     tokens: tuple[Tensor, ...]
     local_attention: tuple[Tensor, ...] | None = None
     global_attention: tuple[Tensor, ...] | None = None
+    pointer_attention: tuple[Tensor, ...] | None = None
 
 
 def mlp(dim: int, hidden: int, out_dim: int) -> nn.Sequential:
@@ -74,11 +88,6 @@ def linear(layers: nn.Sequential, number: int) -> nn.Linear:
 def normalize(x: Tensor) -> Tensor:
     """Scale the last axis to unit length."""
     return x / x.norm(dim=-1, keepdim=True)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return `x` in a precision that a softmax over a long video can bear."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Gate(nn.Module):
@@ -164,17 +173,11 @@ class Injector(nn.Module):
     def reset_parameters(self) -> None:
         """Start where an untrained injection does no harm.
 
-        The paper's direct MLP starts as the exact identity (GELU(x) - GELU(-x) = x), because the dual encoder's text
-        embedding already is a good query; the paper's coarse scale starts around 1.
+        The paper's direct MLP starts as the exact identity, because the dual encoder's text embedding already is a good
+        query; the paper's coarse scale starts around 1.
         """
         if self.injection == "direct" and self.dialect == "paper":
-            inner, outer = linear(self.mlp, 0), linear(self.mlp, 2)
-            nn.init.zeros_(inner.bias)
-            nn.init.zeros_(outer.bias)
-            nn.init.eye_(inner.weight[: self.dim])
-            nn.init.eye_(inner.weight[self.dim :]).neg_()
-            nn.init.eye_(outer.weight[:, : self.dim])
-            nn.init.eye_(outer.weight[:, self.dim :]).neg_()
+            start_as_identity(linear(self.mlp, 0), linear(self.mlp, 2))
         elif self.injection == "coarse" and self.dialect == "paper":
             nn.init.ones_(linear(self.film, 2).bias[: self.dim])
 
@@ -232,6 +235,7 @@ class LocalCompressor(nn.Module):
         dialect: see the module's docstring.
         gates: letters of learnt gates, as released checkpoints have them: q(uery), k(ey), v(alue), g(uide).
         use_logit_scale: cosine similarity under a learnt temperature, as in the dual encoder, not dot products.
+        match_evidence: tokens also carry how well their window matches (`MatchEvidence`).
     """
 
     def __init__(
@@ -244,6 +248,7 @@ class LocalCompressor(nn.Module):
         dialect: Dialect,
         gates: str = "",
         use_logit_scale: bool = False,
+        match_evidence: bool = False,
     ) -> None:
         super().__init__()
         self.injection = injection
@@ -262,6 +267,7 @@ class LocalCompressor(nn.Module):
         if use_logit_scale:
             self.logit_scale = nn.Parameter(torch.zeros(1))
             self.logit_bias = nn.Parameter(torch.zeros(1))
+        self.evidence = MatchEvidence(dim=dim) if match_evidence else None
         self.readout = mlp(dim, out_dim, out_dim)
 
     def forward(
@@ -310,9 +316,13 @@ class LocalCompressor(nn.Module):
         if plan.mask is not None:
             logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)
         shape = logits.shape
-        attention = at_least_float32(logits.flatten(3)).softmax(-1).to(values.dtype)
+        flat = at_least_float32(logits.flatten(3))
+        attention = flat.softmax(-1).to(values.dtype)
         values = rearrange(gather_windows(values, plan, window), "g a b t h w d -> g a b (t h w) d")
         tokens = (attention[..., None, :] @ values).squeeze(-2)
+        if self.evidence is not None:
+            num_frames = shape[3] if plan.mask is None else rearrange(plan.mask.sum(1), "g -> g 1 1")
+            tokens = tokens + self.evidence(match_features(flat, num_frames * shape[4] * shape[5]))
         return self.readout(tokens), attention.view(shape)
 
     def guide(self, instruction: Instruction) -> Tensor:
@@ -345,6 +355,7 @@ class GlobalCompressor(nn.Module):
         dialect: `paper` adds positions to the keys only, `release` to keys and values.
         gate_instruction: the released gate on the instruction.
         use_logit_scale: cosine similarity under a learnt temperature.
+        match_evidence: tokens also carry how well the video matches (`MatchEvidence`).
     """
 
     def __init__(
@@ -358,6 +369,7 @@ class GlobalCompressor(nn.Module):
         dialect: Dialect,
         gate_instruction: bool = False,
         use_logit_scale: bool = False,
+        match_evidence: bool = False,
     ) -> None:
         super().__init__()
         self.num_tokens = num_tokens
@@ -382,6 +394,7 @@ class GlobalCompressor(nn.Module):
         if use_logit_scale:
             self.logit_scale = nn.Parameter(torch.zeros(1))
             self.logit_bias = nn.Parameter(torch.zeros(1))
+        self.evidence = MatchEvidence(dim=dim, num_heads=self.attention.num_heads) if match_evidence else None
         self.readout = mlp(dim, out_dim, out_dim)
 
     @property
@@ -431,26 +444,31 @@ class GlobalCompressor(nn.Module):
             context = context + weights_VMTHW.sum((2, 3)) @ sinusoidal_table(width, dim).to(context)
         return context
 
-    def read(self, query_VND: Tensor, context_VMD: Tensor) -> Tensor:
-        """Return tokens `float[V, N, C]` from averaged features."""
-        return self.readout(query_VND + self.attention.project_context(context_VMD))
+    def read(self, query_VND: Tensor, context_VMD: Tensor, match_VM2: Tensor | None) -> Tensor:
+        """Return tokens `float[V, N, C]` from averaged features and, for evidence, the rows' `match_features`."""
+        x = query_VND + self.attention.project_context(context_VMD)
+        if self.evidence is not None:
+            assert match_VM2 is not None
+            x = x + self.evidence(rearrange(match_VM2, "v (h n) e -> v n (h e)", h=self.attention.num_heads))
+        return self.readout(x)
 
     def forward(
         self, values_FHWD: Tensor, num_frames: Sequence[int], instruction: Instruction, compression: Compression
     ) -> tuple[Tensor, Tensor]:
         """Return tokens `float[V, N, C]` and attention `float[V, heads * N, T, H, W]`, zero beyond a video's end."""
         query = self.queries(instruction, len(num_frames), compression)
-        longest = max(num_frames)
-        if min(num_frames) == longest:
-            x = rearrange(values_FHWD, "(v t) h w d -> v t h w d", t=longest)
-        else:
-            x = nn.utils.rnn.pad_sequence(list(values_FHWD.split(list(num_frames))), batch_first=True)
+        x = pad_videos(values_FHWD, num_frames)
         logits = self.logits(query, x, 0)
-        if min(num_frames) < longest:
-            real = torch.arange(longest, device=x.device) < torch.tensor(num_frames, device=x.device)[:, None]
+        if min(num_frames) < max(num_frames):
+            real = real_frames(num_frames, x.device)
             logits = logits.masked_fill(~rearrange(real, "v t -> v 1 t 1 1"), -math.inf)
-        attention = at_least_float32(logits.flatten(2)).softmax(-1).to(x.dtype).view(logits.shape)
-        return self.read(query, self.context(attention, x, 0)), attention
+        flat = at_least_float32(logits.flatten(2))
+        attention = flat.softmax(-1).to(x.dtype).view(logits.shape)
+        match = None
+        if self.evidence is not None:
+            num_patches = torch.tensor(num_frames)[:, None] * x.shape[2] * x.shape[3]
+            match = match_features(flat, num_patches)
+        return self.read(query, self.context(attention, x, 0), match), attention
 
 
 class HybridCompressor(nn.Module):
@@ -469,9 +487,12 @@ class HybridCompressor(nn.Module):
         global_gates: learnt gates of the global branch, "" or "g".
         local_logit_scale: cosine similarity with a learnt temperature in the local branch.
         global_logit_scale: likewise in the global branch.
+        match_evidence: tokens also carry how well anything matched, which a softmax hides (`MatchEvidence`).
+        motion_features: patches also carry how their neighbourhood moves (`MotionFeatures`).
+        num_pointers: further tokens that say where and when the instruction matches (`MatchPointers`).
 
     Raises:
-        ValueError: a choice does not exist, or both branches are left out.
+        ValueError: a choice does not exist, a number is negative, or both branches are left out.
     """
 
     def __init__(
@@ -489,6 +510,9 @@ class HybridCompressor(nn.Module):
         global_gates: str = "",
         local_logit_scale: bool = False,
         global_logit_scale: bool = False,
+        match_evidence: bool = False,
+        motion_features: bool = False,
+        num_pointers: int = 0,
     ) -> None:
         super().__init__()
         value: str
@@ -504,12 +528,14 @@ class HybridCompressor(nn.Module):
                 raise ValueError(f"{name}={value!r} may only hold letters of {allowed!r}")
         if window is None and num_global_tokens == 0:
             raise ValueError("window=None and num_global_tokens=0 leave no branch; give at least one")
-        if num_global_tokens < 0:
-            raise ValueError(f"num_global_tokens={num_global_tokens} must not be negative")
+        for name, number in (("num_global_tokens", num_global_tokens), ("num_pointers", num_pointers)):
+            if number < 0:
+                raise ValueError(f"{name}={number} must not be negative; 0 leaves these tokens out")
         self.dim = dim
         self.instruction_dim = instruction_dim = dim if instruction_dim is None else instruction_dim
         self.window = None if window is None else check_window(window)
         self.num_global_tokens = num_global_tokens
+        self.num_pointers = num_pointers
         self.local = (
             LocalCompressor(
                 dim=dim,
@@ -519,6 +545,7 @@ class HybridCompressor(nn.Module):
                 dialect=dialect,
                 gates=local_gates,
                 use_logit_scale=local_logit_scale,
+                match_evidence=match_evidence,
             )
             if window is not None
             else None
@@ -533,8 +560,21 @@ class HybridCompressor(nn.Module):
                 dialect=dialect,
                 gate_instruction="g" in global_gates,
                 use_logit_scale=global_logit_scale,
+                match_evidence=match_evidence,
             )
             if num_global_tokens
+            else None
+        )
+        self.motion = MotionFeatures(dim=dim, key_dim=instruction_dim) if motion_features else None
+        self.pointers = (
+            MatchPointers(
+                dim=dim,
+                key_dim=instruction_dim,
+                out_dim=out_dim,
+                num_pointers=num_pointers,
+                is_conditional=self.needs_instruction,
+            )
+            if num_pointers
             else None
         )
         self.reset_parameters()
@@ -562,7 +602,7 @@ class HybridCompressor(nn.Module):
         if self.global_ is not None and self.global_.query is not None:
             nn.init.normal_(self.global_.query, std=0.02)
         for module in self.modules():
-            if isinstance(module, Injector):
+            if isinstance(module, Injector | MatchEvidence | MotionFeatures | MatchPointers | PointerInjector):
                 module.reset_parameters()
 
     @property
@@ -602,8 +642,20 @@ class HybridCompressor(nn.Module):
         compression: Compression = "conditional",
     ) -> int:
         """Return how many tokens a video of `num_frames` frames of `height` x `width` patches becomes."""
-        num_global_tokens = 0 if compression == "off" else self.num_global_tokens
-        return token_count(num_frames, height, width, self.resolve_window(window, compression), num_global_tokens)
+        num_others = 0 if compression == "off" else self.num_global_tokens + self.num_pointers
+        return token_count(num_frames, height, width, self.resolve_window(window, compression), num_others)
+
+    def pointer_instruction(self, instruction: Instruction, compression: Compression) -> Tensor | None:
+        """Return what pointers look for, `float[V, K]`; None where they look for what they have learnt.
+
+        Raises:
+            ValueError: it is missing.
+        """
+        if compression == "unguided" or not self.needs_instruction:
+            return None
+        if instruction.pooled is None:
+            raise ValueError("pointers need instruction; pass it, or ask for compression='unguided'")
+        return instruction.pooled
 
     def forward(
         self,
@@ -623,12 +675,12 @@ class HybridCompressor(nn.Module):
             values: `float[F, H, W, D]`, patch features of all videos' frames, one video after the other.
             keys: `float[F, H, W, K]`, the same patches in the text space of the dual encoder; None: the values.
             num_frames: frames of every video; their sum is F. An image is a video of one frame.
-            instruction: `float[V, K]`, pooled text embedding (direct and coarse injection).
+            instruction: `float[V, K]`, pooled text embedding (direct and coarse injection, pointers).
             instruction_tokens: `float[V, L, K]`, an embedding of every text token (fine injection).
             instruction_mask: `bool[V, L]`, True on real tokens; None: all are.
             window: (T, H, W) in place of the default, at run time.
             compression: `conditional`, `unguided` (stage `align` of the release) or `off` (of the paper).
-            return_attention: also return both branches' attention maps.
+            return_attention: also return the attention maps of both branches and of pointers.
 
         Raises:
             ValueError: shapes or counts disagree, or the instruction is missing.
@@ -641,8 +693,10 @@ class HybridCompressor(nn.Module):
             tokens = self.local.readout(values)
             return CompressorOutput(tuple(x.flatten(0, 2) for x in tokens.split(num_frames)))
         guide = Instruction(instruction, instruction_tokens, instruction_mask)
+        if self.motion is not None:
+            values, keys = self.motion(values, keys, num_frames)
         parts: list[list[Tensor]] = [[] for _ in num_frames]
-        local_attention = global_attention = None
+        local_attention = global_attention = pointer_attention = None
         if self.local is not None:
             assert window is not None
             plan = time_plan(num_frames, window[0]).to(values)
@@ -663,7 +717,15 @@ class HybridCompressor(nn.Module):
                     rearrange(x[:, :frames], "(m n) t h w -> m n t h w", m=heads)
                     for x, frames in zip(attention, num_frames, strict=True)
                 )
-        return CompressorOutput(tuple(torch.cat(part) for part in parts), local_attention, global_attention)
+        if self.pointers is not None:
+            looked_for = self.pointer_instruction(guide, compression)
+            tokens_VPC, attention = self.pointers(values, values if keys is None else keys, num_frames, looked_for)
+            for part, tokens in zip(parts, tokens_VPC, strict=True):
+                part.append(tokens)
+            if return_attention:
+                pointer_attention = tuple(x[:, :frames] for x, frames in zip(attention, num_frames, strict=True))
+        tokens = tuple(torch.cat(part) for part in parts)
+        return CompressorOutput(tokens, local_attention, global_attention, pointer_attention)
 
     def check_inputs(
         self,
@@ -717,7 +779,10 @@ class HybridCompressor(nn.Module):
             window: (T, H, W) in place of the default.
             compression: `conditional` or `unguided`.
             num_frames: the video's length where it is known. Released weights whose local queries are pooled need it,
-                because their interpolation depends on the length.
+                because their interpolation depends on the length, and so do pointers, which report parts of it.
+
+        Raises:
+            ValueError: the length is needed and missing.
         """
         return CompressorStream(
             self,
@@ -728,12 +793,46 @@ class HybridCompressor(nn.Module):
         )
 
 
+class RunningSoftmax:
+    """Features averaged under a softmax whose logits come in chunks: a maximum, a total and a sum for every row."""
+
+    def __init__(self) -> None:
+        self.num_patches = 0
+        self.maximum: Tensor | None = None
+        self.total: Tensor | None = None
+        self.context: Tensor | None = None
+
+    def add(self, logits_VMTHW: Tensor, sum_under: Callable[[Tensor], Tensor]) -> None:
+        """Take the logits of a chunk, whose features `sum_under` sums under weights `float[V, M, T, H, W]`."""
+        logits = at_least_float32(logits_VMTHW)
+        maximum = logits.amax((2, 3, 4))
+        if self.maximum is not None:
+            maximum = torch.maximum(maximum, self.maximum)
+        weights = (logits - maximum[..., None, None, None]).exp()
+        total = weights.sum((2, 3, 4))
+        context = at_least_float32(sum_under(weights))
+        if self.maximum is not None and self.total is not None and self.context is not None:
+            decay = (self.maximum - maximum).exp()
+            total = total + decay * self.total
+            context = context + decay[..., None] * self.context
+        self.maximum, self.total, self.context = maximum, total, context
+        self.num_patches += logits[0, 0].numel()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return the average `float[V, M, D]` and the rows' `match_features`, `float[V, M, 2]`."""
+        assert self.maximum is not None
+        assert self.total is not None
+        assert self.context is not None
+        log_mean_exp = self.maximum + self.total.log() - math.log(self.num_patches)
+        return self.context / self.total[..., None], torch.stack([self.maximum, log_mean_exp], -1)
+
+
 class CompressorStream:
     """One video in chunks: local windows close in time order, the global branch keeps an online softmax.
 
     Memory does not grow with the length: some windows of frames wait for the local branch (as many as a window has
-    frames, if the length is not known), and the global branch keeps one running maximum, sum and average a query. Made
-    by `HybridCompressor.stream`.
+    frames, if the length is not known), and the global branch keeps one running maximum, sum and average a query.
+    Motion holds on to four frames. Pointers keep three numbers a frame. Made by `HybridCompressor.stream`.
     """
 
     def __init__(
@@ -751,20 +850,29 @@ class CompressorStream:
                 "this checkpoint's local queries are interpolated over the whole video, so a stream must know its "
                 "length: pass num_frames"
             )
+        if num_frames is None and compressor.pointers is not None:
+            raise ValueError(
+                "pointers report times as parts of the whole video, so a stream must know its length: pass num_frames"
+            )
         self.compressor = compressor
         self.instruction = instruction
         self.window = window
         self.compression = compression
         self.num_frames = num_frames
+        self.motion = None if compressor.motion is None else MotionStream(compressor.motion)
+        self.has_keys = False
+        self.pushed = 0
+        # Frames that have reached the branches; motion holds some back.
         self.seen = 0
         self.local_tokens: list[Tensor] = []
         self.closed = 0
         self.offset = 0
         self.waiting: list[tuple[Tensor, Tensor | None]] = []
         self.query: Tensor | None = None
-        self.maximum: Tensor | None = None
-        self.total: Tensor | None = None
-        self.context: Tensor | None = None
+        self.attended = RunningSoftmax()
+        self.pointer_queries: tuple[Tensor, Tensor] | None = None
+        self.pointed = RunningSoftmax()
+        self.pointer_frames: list[Tensor] = []
         self.finished = False
 
     def push(self, values: Tensor, keys: Tensor | None = None) -> None:
@@ -783,16 +891,13 @@ class CompressorStream:
         self.compressor.check_inputs(
             values, keys, [len(values)], instruction.pooled, instruction.tokens, instruction.mask
         )
-        if self.waiting and (keys is None) != (self.waiting[0][1] is None):
+        if self.pushed and (keys is not None) != self.has_keys:
             raise ValueError("keys were given for some frames of this stream and not for others; give all or none")
-        if self.num_frames is not None and self.seen + len(values) > self.num_frames:
-            raise ValueError(f"{self.seen + len(values)} frames pushed into a stream of num_frames={self.num_frames}")
-        if self.compressor.global_ is not None:
-            self._accumulate(values)
-        self.seen += len(values)
-        if self.compressor.local is not None:
-            self.waiting.append((values, keys))
-            self._close(is_last=False)
+        if self.num_frames is not None and self.pushed + len(values) > self.num_frames:
+            raise ValueError(f"{self.pushed + len(values)} frames pushed into a stream of num_frames={self.num_frames}")
+        self.has_keys = keys is not None
+        self.pushed += len(values)
+        self._take(*((values, keys) if self.motion is None else self.motion.push(values, keys)))
 
     def finish(self) -> Tensor:
         """Return the video's tokens, `float[N, C]`.
@@ -800,37 +905,50 @@ class CompressorStream:
         Raises:
             ValueError: no frame, or not the announced number, has been pushed.
         """
-        if self.seen == 0 or (self.num_frames is not None and self.seen != self.num_frames):
-            raise ValueError(f"{self.seen} frames pushed, {self.num_frames or 'at least 1'} expected")
+        if self.pushed == 0 or (self.num_frames is not None and self.pushed != self.num_frames):
+            raise ValueError(f"{self.pushed} frames pushed, {self.num_frames or 'at least 1'} expected")
         self.finished = True
+        if self.motion is not None:
+            self._take(*self.motion.finish())
         if self.compressor.local is not None:
             self._close(is_last=True)
         tokens = list(self.local_tokens)
         if self.compressor.global_ is not None:
             assert self.query is not None
-            assert self.context is not None
-            assert self.total is not None
-            average = (self.context / self.total[..., None]).to(self.query.dtype)
-            tokens.append(self.compressor.global_.read(self.query, average)[0])
+            average, match = self.attended.read()
+            tokens.append(self.compressor.global_.read(self.query, average.to(self.query.dtype), match)[0])
+        if self.compressor.pointers is not None:
+            average, match = self.pointed.read()
+            frames = torch.cat(self.pointer_frames, 2)
+            tokens.append(self.compressor.pointers.read(average, match[..., 0], frames, [self.seen])[0])
         return torch.cat(tokens)
 
-    def _accumulate(self, values: Tensor) -> None:
-        branch = self.compressor.global_
-        assert branch is not None
+    def _take(self, values: Tensor, keys: Tensor | None) -> None:
+        if len(values) == 0:
+            return
+        if self.compressor.global_ is not None:
+            self._accumulate(self.compressor.global_, values)
+        if self.compressor.pointers is not None:
+            self._point(self.compressor.pointers, values, values if keys is None else keys)
+        self.seen += len(values)
+        if self.compressor.local is not None:
+            self.waiting.append((values, keys))
+            self._close(is_last=False)
+
+    def _accumulate(self, branch: GlobalCompressor, values: Tensor) -> None:
         if self.query is None:
             self.query = branch.queries(self.instruction, 1, self.compression)
-        logits = at_least_float32(branch.logits(self.query, values[None], self.seen))
-        maximum = logits.amax((2, 3, 4))
-        if self.maximum is not None:
-            maximum = torch.maximum(maximum, self.maximum)
-        weights = (logits - maximum[..., None, None, None]).exp()
-        total = weights.sum((2, 3, 4))
-        context = at_least_float32(branch.context(weights.to(values.dtype), values[None], self.seen))
-        if self.maximum is not None and self.total is not None and self.context is not None:
-            decay = (self.maximum - maximum).exp()
-            total = total + decay * self.total
-            context = context + decay[..., None] * self.context
-        self.maximum, self.total, self.context = maximum, total, context
+        logits = branch.logits(self.query, values[None], self.seen)
+        self.attended.add(logits, lambda weights: branch.context(weights.to(values.dtype), values[None], self.seen))
+
+    def _point(self, pointers: MatchPointers, values: Tensor, keys: Tensor) -> None:
+        assert self.num_frames is not None
+        if self.pointer_queries is None:
+            looked_for = self.compressor.pointer_instruction(self.instruction, self.compression)
+            self.pointer_queries = pointers.queries(looked_for, 1)
+        logits = pointers.logits(*self.pointer_queries, keys[None], [self.num_frames], self.seen)
+        self.pointer_frames.append(pointers.per_frame(logits))
+        self.pointed.add(logits, lambda weights: weights.to(values.dtype).flatten(2) @ values.flatten(0, 2))
 
     def _close(self, *, is_last: bool) -> None:
         branch, window = self.compressor.local, self.window

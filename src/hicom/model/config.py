@@ -54,6 +54,9 @@ class HIComConfig(PreTrainedConfig):
         global_gates: learnt gates of the global branch, "" or "g".
         local_logit_scale: cosine similarity with a learnt temperature in the local branch.
         global_logit_scale: likewise in the global branch.
+        match_evidence: tokens also carry how well anything matched.
+        motion_features: patches also carry how their neighbourhood moves.
+        num_pointers: further tokens that say where and when the instruction matches.
         vision_feature_layer: hidden state of the vision tower that is compressed.
         image_token_id: placeholder of an image in the LLM's vocabulary.
         video_token_id: placeholder of a video.
@@ -85,6 +88,9 @@ class HIComConfig(PreTrainedConfig):
     global_gates: str = ""
     local_logit_scale: bool = False
     global_logit_scale: bool = False
+    match_evidence: bool = False
+    motion_features: bool = False
+    num_pointers: int = 0
     vision_feature_layer: int = -2
     image_token_id: int | None = None
     video_token_id: int | None = None

@@ -154,6 +154,9 @@ class HIComModel(HIComPreTrainedModel):
                 global_gates=config.global_gates,
                 local_logit_scale=config.local_logit_scale,
                 global_logit_scale=config.global_logit_scale,
+                match_evidence=config.match_evidence,
+                motion_features=config.motion_features,
+                num_pointers=config.num_pointers,
             )
         else:
             from .baselines import build_compressor

@@ -50,6 +50,7 @@ class HIComProcessor(ProcessorMixin):
         num_frames: frames of a video unless a call says otherwise.
         window: (T, H, W) of the local branch; None without one.
         num_global_tokens: tokens of the global branch.
+        num_pointers: tokens that say where and when the instruction matches.
         is_conditional: whether an instruction steers the compressor.
         compressor: the model's compressor.
         compressor_options: keyword arguments of a baseline.
@@ -71,6 +72,7 @@ class HIComProcessor(ProcessorMixin):
         num_frames: int = 32,
         window: Window | None = (4, 3, 3),
         num_global_tokens: int = 32,
+        num_pointers: int = 0,
         is_conditional: bool = True,
         compressor: str = "hicom",
         compressor_options: dict[str, Any] | None = None,
@@ -87,6 +89,7 @@ class HIComProcessor(ProcessorMixin):
         self.num_frames = num_frames
         self.window = None if window is None else check_window(window)
         self.num_global_tokens = num_global_tokens
+        self.num_pointers = num_pointers
         self.is_conditional = is_conditional
         self.compressor = compressor
         self.compressor_options = compressor_options
@@ -136,6 +139,7 @@ class HIComProcessor(ProcessorMixin):
             grid_size=config.grid_size,
             window=config.window,
             num_global_tokens=config.num_global_tokens,
+            num_pointers=config.num_pointers,
             is_conditional=config.is_conditional,
             compressor=config.compressor,
             compressor_options=config.compressor_options,
@@ -159,13 +163,14 @@ class HIComProcessor(ProcessorMixin):
             return int(self._baseline.token_count(num_frames, grid, grid, window))
         if compression == "off":
             return token_count(num_frames, grid, grid, (1, 1, 1), 0)
-        return token_count(num_frames, grid, grid, window or self.window, self.num_global_tokens)
+        return token_count(num_frames, grid, grid, window or self.window, self.num_global_tokens + self.num_pointers)
 
     def choose_window(self, num_frames: int, max_visual_tokens: int) -> Window:
         """Return the window that spends a budget of visual tokens on a video of `num_frames` frames."""
         if self.compressor != "hicom" or self.window is None:
             raise ValueError("max_visual_tokens chooses the window of the local branch, which this model has not")
-        return choose_window(num_frames, self.grid_size, self.grid_size, max_visual_tokens, self.num_global_tokens)
+        num_others = self.num_global_tokens + self.num_pointers
+        return choose_window(num_frames, self.grid_size, self.grid_size, max_visual_tokens, num_others)
 
     # Media
 
