@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from .model.ops import Window
 from .train import Chain, DataConfig, Parts, StageConfig, TrainConfig
@@ -41,21 +43,21 @@ def tune(rate: float = 1e-5, *, injection_rate: float | None = None, windows: tu
 
 # The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world.
 
-TINY_WINDOWS: tuple[Window, ...] = ((2, 4, 4), (4, 4, 4))
-"""Drawn from in stage `tune`: one set of weights serves 24 and 16 visual tokens; the model's own comes first."""
+TINY_WINDOWS: tuple[Window, ...] = ((4, 4, 4), (2, 4, 4), (8, 4, 4), (4, 8, 8))
+"""Drawn from in stage `tune`, so one set of weights serves many budgets; the model's own comes first."""
 
 
-def tiny_data(*names: str, world: str = "runs/world") -> DataConfig:
-    """Return records of the sprite world, which `python -m hicom.world.dataset --dst runs/world` writes."""
-    records = tuple(f"{world}/train/{name}.jsonl" for name in names)
-    return DataConfig(records=records, root=world, num_frames=8, cache="runs/features")
+def tiny_data(*names: str) -> DataConfig:
+    """Return records of the sprite world, which `hicom world make runs/world` writes."""
+    records = tuple(f"runs/world/train/{name}.jsonl" for name in names)
+    return DataConfig(records=records, root="runs/world", num_frames=8, cache="runs/features")
 
 
 def tiny_llm() -> TrainConfig:
     """Teach a small language model to read: questions about the world's scenes, told in words.
 
     The paper starts from a language model that reads; this is its stand-in. Command: `hicom train tiny-llm`, after
-    world, towers and stories (docs/hicom-tiny.md). Two CPU cores: 8 minutes, final loss 0.25.
+    world, towers and stories (docs/training.md).
     """
     return TrainConfig(
         name="llm",
@@ -63,19 +65,30 @@ def tiny_llm() -> TrainConfig:
         parts=Parts(towers="runs/towers", window=TINY_WINDOWS[0]),
         data=DataConfig(records=("runs/world/train/stories.jsonl",)),
         stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
-        steps=2200,
+        steps=3000,
         batch_size=64,
         warmup=0.05,
         weight_decay=0.02,
     )
 
 
+def tiny_parts() -> Parts:
+    """What `hicom-tiny` is put together of: the paper's compressor with all options beyond the paper."""
+    return Parts(
+        towers="runs/towers",
+        language_model="runs/tiny/llm/model",
+        window=TINY_WINDOWS[0],
+        num_global_tokens=4,
+        config={"match_evidence": True, "motion_features": True, "num_pointers": 2},
+    )
+
+
 def tiny_align() -> TrainConfig:
-    """Stage 1 of `hicom-tiny`: captions, compression off. `hicom train tiny-align`: 2.5 minutes, loss 1.3."""
+    """Stage 1 of `hicom-tiny`: captions, compression off. Command: `hicom train tiny-align`."""
     return TrainConfig(
         name="align",
         out="runs/tiny/align",
-        init="runs/tiny/llm/model",
+        parts=tiny_parts(),
         data=tiny_data("align"),
         stage=align(2e-3),
         steps=120,
@@ -85,23 +98,20 @@ def tiny_align() -> TrainConfig:
 
 
 def tiny_pretrain() -> TrainConfig:
-    """Stage 2 of `hicom-tiny`: instructions, descriptions. `hicom train tiny-pretrain`: 1.5 minutes, loss 0.86."""
+    """Stage 2 of `hicom-tiny`: instructions and descriptions. Command: `hicom train tiny-pretrain`."""
     return TrainConfig(
         name="pretrain",
         out="runs/tiny/pretrain",
         init="runs/tiny/align/model",
         data=tiny_data("pretrain"),
-        stage=pretrain(1e-4),
-        steps=200,
+        stage=pretrain(1e-4, windows=TINY_WINDOWS[:2]),
+        steps=400,
         batch_size=64,
     )
 
 
 def tiny_tune() -> TrainConfig:
-    """Stage 3 of `hicom-tiny`: questions and answers, windows drawn at random. Command: `hicom train tiny-tune`.
-
-    Two CPU cores: 19 minutes. Expected on the test split: 0.73 over the families (docs/hicom-tiny.md).
-    """
+    """Stage 3 of `hicom-tiny`: questions and answers, windows drawn at random. Command: `hicom train tiny-tune`."""
     return TrainConfig(
         name="tune",
         out="runs/tiny/tune",
@@ -109,15 +119,50 @@ def tiny_tune() -> TrainConfig:
         data=tiny_data("tune"),
         # The direct injection starts as the identity; a high rate wears that away, and instructions point nowhere.
         stage=tune(1e-3, injection_rate=1e-4, windows=TINY_WINDOWS),
-        steps=5000,
+        steps=8000,
         batch_size=64,
         weight_decay=0.02,
     )
 
 
-def tiny() -> Chain:
-    """`hicom-tiny` from nothing: all stages one after the other. Command: `hicom train tiny`."""
-    return Chain(out="runs/tiny", stages=(tiny_llm(), tiny_align(), tiny_pretrain(), tiny_tune()))
+@dataclass(frozen=True, kw_only=True)
+class FromNothing(Chain):
+    """A chain that first makes its own data and towers.
+
+    Attributes:
+        world: folder of the sprite world.
+        num_clips: clips to train on.
+        towers: folder of the dual encoder.
+        tower_steps: its training steps.
+        seed: of both.
+    """
+
+    world: str = "runs/world"
+    num_clips: int = 20000
+    towers: str = "runs/towers"
+    tower_steps: int = 5000
+    seed: int = 0
+
+    def prepare(self) -> None:
+        """Write clips and stories and train the dual encoder; what is there already is kept."""
+        from .world.dataset import make_dataset, make_world
+        from .world.stories import write_stories
+        from .world.towers import TowerConfig
+        from .world.towers import train as train_towers
+
+        world, towers = Path(self.world), Path(self.towers)
+        make_dataset(world, HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
+        write_stories(world / "train" / "stories.jsonl", seed=self.seed)
+        if not (towers / "run.json").exists():
+            train_towers(TowerConfig(steps=self.tower_steps, seed=self.seed), towers)
+
+
+HELD_OUT_CLIPS = {"val": 500, "test": 2000, "test_pairs": 1000, "test_scenes": 1000, "test_long": 300}
+
+
+def tiny() -> FromNothing:
+    """`hicom-tiny` from nothing: the world, the dual encoder and all stages. Command: `hicom train tiny`."""
+    return FromNothing(out="runs/tiny", stages=(tiny_llm(), tiny_align(), tiny_pretrain(), tiny_tune()))
 
 
 RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {

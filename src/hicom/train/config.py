@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import tyro
 
 from ..data.features import OnBadVideo
 from ..model.compressor import Compression
@@ -48,10 +51,12 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """A model put together of trained towers and a small language model with random weights.
+    """A model put together of trained towers, an untrained compressor and a small language model.
 
     Attributes:
         towers: folder of a SigLIP dual encoder and its tokenizer.
+        language_model: folder of a HICom model whose language model and tokenizer are taken; None: random weights of
+            the sizes that follow.
         hidden_size: width of the language model.
         intermediate_size: width inside its MLPs.
         num_layers: its layers.
@@ -61,9 +66,11 @@ class Parts:
         vision_feature_layer: hidden state of the vision tower that is compressed.
         local_logit_scale: cosine similarity under a learnt temperature in the local branch, as towers are trained.
         num_frames: frames of a video unless a call says otherwise.
+        config: other fields of `HIComConfig`, such as injections, options and baselines.
     """
 
     towers: str
+    language_model: str | None = None
     hidden_size: int = 128
     intermediate_size: int = 256
     num_layers: int = 4
@@ -73,6 +80,7 @@ class Parts:
     vision_feature_layer: int = -1
     local_logit_scale: bool = True
     num_frames: int = 8
+    config: tyro.conf.Suppress[dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +146,6 @@ class Chain:
 
     out: str
     stages: tuple[TrainConfig, ...] = field(default=())
+
+    def prepare(self) -> None:
+        """Make what the first stage starts from; does nothing where that is there."""

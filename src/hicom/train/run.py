@@ -71,6 +71,8 @@ def run_chain(chain: Chain) -> Path:
     """Run every stage from the last one's model."""
     if not chain.stages:
         raise ValueError("a chain needs at least one stage")
+    if is_main():
+        chain.prepare()
     model: Path | None = None
     for stage in chain.stages:
         stage = dataclasses.replace(stage, out=str(Path(chain.out) / stage.name))

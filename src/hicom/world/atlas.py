@@ -7,15 +7,22 @@ import json
 from pathlib import Path
 
 import emoji
-import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from hicom.world.render import TILE, fit_tile
 from hicom.world.scenes import NOUNS, SHAPES, SPRITES
 
-TILE = 64
-COLUMNS = 9
-EMOJI_NAMES = {"apple": "red_apple", "car": "automobile", "bee": "honeybee", "burger": "hamburger", "pot": "kettle"}
+COLUMNS = 12
+EMOJI_NAMES = {
+    "apple": "red_apple",
+    "car": "automobile",
+    "bee": "honeybee",
+    "burger": "hamburger",
+    "book": "closed_book",
+    "grape": "grapes",
+    "cherry": "cherries",
+}
 POLYGONS = {
     "square": ((0, 0), (1, 0), (1, 1), (0, 1)),
     "triangle": ((0.5, 0), (1, 1), (0, 1)),
@@ -28,14 +35,13 @@ POLYGONS = {
 
 
 def draw_emoji(noun: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """One emoji glyph, cropped to its visible pixels."""
+    """One emoji glyph."""
     glyph = emoji.emojize(f":{EMOJI_NAMES.get(noun, noun)}:", language="en")
     if not emoji.is_emoji(glyph):
         raise ValueError(f"no emoji is called {noun!r}; add its name to EMOJI_NAMES")
     image = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(image).text((4, 4), glyph, font=font, embedded_color=True)
-    alpha = Image.fromarray((np.asarray(image)[..., 3] > 127).astype(np.uint8) * 255)
-    return image.crop(alpha.getbbox())
+    return image
 
 
 def draw_shape(noun: str) -> Image.Image:
@@ -58,11 +64,10 @@ def build(font_path: Path, out: Path) -> None:
     atlas = Image.new("RGBA", (COLUMNS * TILE, rows * TILE))
     extents = {}
     for index, noun in enumerate(NOUNS):
-        picture = draw_shape(noun) if noun in SHAPES else draw_emoji(noun, font)
-        scale = TILE / max(picture.size)
-        width, height = (max(2, round(side * scale / 2) * 2) for side in picture.size)
+        picture = fit_tile(draw_shape(noun) if noun in SHAPES else draw_emoji(noun, font))
+        width, height = picture.size
         corner = (index % COLUMNS * TILE + (TILE - width) // 2, index // COLUMNS * TILE + (TILE - height) // 2)
-        atlas.paste(picture.resize((width, height), Image.Resampling.LANCZOS), corner)
+        atlas.paste(picture, corner)
         extents[noun] = [width, height]
     out.mkdir(parents=True, exist_ok=True)
     atlas.save(out / "atlas.png", optimize=True)

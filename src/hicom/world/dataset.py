@@ -1,55 +1,120 @@
 """Write the sprite world as a data set: real H.264 clips, LLaVA-style JSONL and ground truth.
 
     dst/world.json                  what was written (last of all: without it the data set is unfinished)
-    dst/{split}/videos/000123.mp4   128x128, 8 fps, 2 s
+    dst/{split}/videos/000123.mp4
     dst/{split}/align.jsonl         captions                     {id, video, conversations, family, answer, split, ...}
     dst/{split}/pretrain.jsonl      instructions and descriptions
-    dst/{split}/tune.jsonl          questions with short answers; the test split of this file is the benchmark
-    dst/{split}/truth.jsonl         objects, boxes and motion of every clip
+    dst/{split}/tune.jsonl          questions; open ones in held-out splits (the benchmark), some with options in train
+    dst/{split}/choice.jsonl        held-out splits: the same questions with options
+    dst/{split}/wording.jsonl       held-out splits: questions in wordings that training never uses
+    dst/{split}/truth.jsonl         objects, boxes, ways and events of every clip
+    dst/{split}/masks.jsonl         on request: the mask of every object in every frame
 
 `video` is relative to dst. A clip file appears only when it is complete and everything is a function of the seed, so
 an interrupted `make_dataset` is finished by calling it again.
 """
 
+import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import tyro
-from numpy.random import Generator
 from rich.progress import Progress
 
-from hicom.world.questions import FAMILIES, Question, captions, descriptions, questions
-from hicom.world.render import FPS, NUM_FRAMES, SIZE, render, sprite_extents, write_video
-from hicom.world.scenes import SPLITS, Scene, clip_seed, generator, ground_truth, make_scene
+from hicom.world.questions import FAMILIES, Asker, Question
+from hicom.world.render import Renderer, Sprites, bundled_sprites, iter_frames, load_sprites, run_lengths, write_video
+from hicom.world.scenes import (
+    Scene,
+    WorldConfig,
+    clip_seed,
+    frame_times,
+    generator,
+    ground_truth,
+    make_scene,
+    split_config,
+)
+from hicom.world.templates import HELD_OUT_TEMPLATES, TEMPLATES
 
 CHUNK = 25
-STAGES: dict[str, Callable[[Scene, Generator], list[Question]]] = {
-    "align": captions,
-    "pretrain": descriptions,
-    "tune": questions,
-}
-# Training clips are asked twice, with other words and other objects; held-out clips once.
-ROUNDS = {"train": 2, "val": 1, "test": 1}
+FILES = ("align", "pretrain", "tune", "choice", "wording")
+HELD_OUT_FILES = ("choice", "wording")
+CHOICE_SHARE = 0.25
+"""Share of the training questions that list options."""
+ROUNDS = 2
+"""Training clips are asked twice, with other words and other objects; held-out clips once."""
 
 
-def record(question: Question, record_id: str, video: str, split: str, num_objects: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What a data set is a function of.
+
+    Attributes:
+        seed: of everything.
+        config: of the scenes and clips; a split may change it (`split_config`).
+        sprites: folder of named images in place of the bundled sprites.
+        families: question families that are asked; those of `FAMILIES`.
+
+    Raises:
+        ValueError: a family does not exist.
+    """
+
+    seed: int = 0
+    config: WorldConfig = dataclasses.field(default_factory=WorldConfig)
+    sprites: str | None = None
+    families: tuple[str, ...] = FAMILIES
+
+    def __post_init__(self) -> None:
+        unknown = [family for family in self.families if family not in FAMILIES]
+        if unknown or not self.families:
+            raise ValueError(f"there are no question families {unknown}: choose some of {', '.join(FAMILIES)}")
+
+    def scene(self, split: str, index: int) -> Scene:
+        """The scene of one clip."""
+        return make_scene(clip_seed(self.seed, split, index), split_config(self.config, split))
+
+
+@lru_cache(maxsize=2)
+def sprites_of(folder: str | None) -> Sprites:
+    """The sprites of a folder, or the bundled ones."""
+    return bundled_sprites() if folder is None else load_sprites(Path(folder))
+
+
+def make_world(
+    seed: int = 0,
+    config: WorldConfig | None = None,
+    sprites: Path | None = None,
+    families: tuple[str, ...] = FAMILIES,
+) -> World:
+    """Return a world whose nouns are those of a folder of images (None: the bundled ones).
+
+    Raises:
+        ValueError: the folder holds no usable sprites, or a value is impossible.
+    """
+    config = config or WorldConfig()
+    if sprites is None:
+        return World(seed, config, None, families)
+    nouns = load_sprites(sprites).nouns
+    return World(seed, dataclasses.replace(config, nouns=nouns), str(sprites.resolve()), families)
+
+
+def record(question: Question, record_id: str, video: str, split: str) -> dict[str, Any]:
     """One LLaVA-style record.
 
     Args:
         question: what is asked.
         record_id: unique id.
         video: path relative to the data set.
-        split: `train`, `val` or `test`.
-        num_objects: objects in the clip; chance of a model that names one of them at random.
+        split: one of `SPLITS`.
 
     Returns:
-        `id`, `video`, `conversations`, `family`, `answer`, `split`, `options`, `chance` (without the video; None: not
-        scored) and, for family `which`, `informed_chance` (picking one of the objects of the clip).
+        `id`, `video`, `conversations`, `family`, `form`, `answer`, `split`, `options`, `chance` (without the video;
+        None: not scored) and, where they exist, `informed_chance` (naming one of the clip's objects) and `subject` (the
+        noun that the question names).
     """
     result: dict[str, Any] = {
         "id": record_id,
@@ -59,25 +124,41 @@ def record(question: Question, record_id: str, video: str, split: str, num_objec
             {"from": "gpt", "value": question.answer},
         ],
         "family": question.family,
+        "form": question.form,
         "answer": question.answer,
         "split": split,
-        "options": list(question.options),
+        "options": list(question.options) if len(question.options) <= 8 else [],
         "chance": question.chance,
     }
-    return result | ({"informed_chance": round(1 / num_objects, 4)} if question.family == "which" else {})
+    extra = {"informed_chance": question.informed_chance, "subject": question.subject}
+    return result | {key: value for key, value in extra.items() if value is not None}
 
 
-def records(seed: int, split: str, index: int, stage: str) -> Iterator[dict[str, Any]]:
-    """All records of one clip for one stage (`align`, `pretrain` or `tune`)."""
-    key = clip_seed(seed, split, index)
-    scene = make_scene(key)
-    number = 0
-    for turn in range(ROUNDS[split]):
-        rng = generator(*key, 1 + list(STAGES).index(stage), turn)
-        for question in STAGES[stage](scene, rng):
-            name = f"{split}-{index:06d}-{stage}-{number}"
-            yield record(question, name, video_name(split, index), split, len(scene.objects))
-            number += 1
+def ask(world: World, split: str, index: int, file: str) -> list[Question]:
+    """What one file of a split asks about one clip."""
+    scene = world.scene(split, index)
+    found: list[Question] = []
+    for turn in range(ROUNDS if split == "train" else 1):
+        # The same questions with and without options.
+        rng = generator(*scene.seed, 1 + FILES.index("tune" if file == "choice" else file), turn)
+        templates = TEMPLATES | HELD_OUT_TEMPLATES if file == "wording" else TEMPLATES
+        asker = Asker(scene, rng, templates, world.config.nouns)
+        if file == "align":
+            found += asker.captions()
+        elif file == "pretrain":
+            found += asker.descriptions()
+        else:
+            asked = [question for question in asker.questions() if question.family in world.families]
+            for question in asked:
+                as_choice = file == "choice" or (split == "train" and rng.random() < CHOICE_SHARE)
+                found.append(asker.as_choice(question) if as_choice else question)
+    return found
+
+
+def records(world: World, split: str, index: int, file: str) -> Iterator[dict[str, Any]]:
+    """All records of one clip in one of `FILES`."""
+    for number, question in enumerate(ask(world, split, index, file)):
+        yield record(question, f"{split}-{index:06d}-{file}-{number}", video_name(split, index), split)
 
 
 def video_name(split: str, index: int) -> str:
@@ -85,18 +166,37 @@ def video_name(split: str, index: int) -> str:
     return f"{split}/videos/{index:06d}.mp4"
 
 
-def truth(seed: int, split: str, index: int) -> dict[str, Any]:
+def truth(world: World, split: str, index: int) -> dict[str, Any]:
     """Ground truth of one clip (see `scenes.ground_truth`), with its id, split and video."""
-    scene = make_scene(clip_seed(seed, split, index))
+    config = split_config(world.config, split)
     facts = {"id": f"{split}-{index:06d}", "split": split, "video": video_name(split, index)}
-    media = {"num_frames": NUM_FRAMES, "fps": FPS, "size": SIZE}
-    return facts | media | ground_truth(scene, sprite_extents(), NUM_FRAMES)
+    media = {"num_frames": config.num_frames, "fps": config.fps, "width": config.width, "height": config.height}
+    return facts | media | ground_truth(world.scene(split, index), sprites_of(world.sprites).extents, config.num_frames)
 
 
-def _write_clips(dst: Path, seed: int, split: str, indices: list[int]) -> int:
+def masks(world: World, split: str, index: int) -> dict[str, Any]:
+    """Masks of one clip: `frames`, for each frame {number of an object: run lengths of what is seen of it}.
+
+    The encoding is COCO's, uncompressed: column after column, background first.
+    """
+    config = split_config(world.config, split)
+    scene = world.scene(split, index)
+    renderer = Renderer(scene, sprites_of(world.sprites), config.width, config.height)
+    frames = []
+    for time in frame_times(config.num_frames):
+        labels = renderer.labels(time)
+        frames.append(
+            {str(i): run_lengths(labels == i + 1) for i in range(len(scene.objects)) if (labels == i + 1).any()}
+        )
+    size = [config.height, config.width]
+    return {"id": f"{split}-{index:06d}", "video": video_name(split, index), "size": size, "frames": frames}
+
+
+def _write_clips(dst: Path, world: World, split: str, indices: list[int]) -> int:
+    config = split_config(world.config, split)
     for index in indices:
-        frames, _ = render(make_scene(clip_seed(seed, split, index)))
-        write_video(dst / video_name(split, index), frames)
+        frames = iter_frames(world.scene(split, index), config, sprites_of(world.sprites))
+        write_video(dst / video_name(split, index), frames, config.fps)
     return len(indices)
 
 
@@ -107,69 +207,83 @@ def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     partial.replace(path)
 
 
-def make_dataset(dst: Path, num_clips: Mapping[str, int], seed: int = 0, num_workers: int = 2) -> Path:
+def make_dataset(
+    dst: Path,
+    num_clips: Mapping[str, int],
+    world: World | None = None,
+    *,
+    with_masks: bool = False,
+    num_workers: int = 2,
+) -> Path:
     """Write a data set, or complete one whose writing was interrupted.
 
     Args:
         dst: folder of the data set.
         num_clips: number of clips of each split, for instance {"train": 12000, "val": 500, "test": 1000}.
-        seed: the same seed gives the same scenes, questions and ground truth on every machine.
+        world: what to write; the same world gives the same scenes, questions and ground truth on every machine.
+        with_masks: also write masks of all frames.
         num_workers: processes that render and encode.
 
     Returns:
         `dst`.
 
     Raises:
-        ValueError: unknown split, or `dst` holds a data set with other settings.
+        ValueError: unknown split, a number that is impossible, or `dst` holds a data set with other settings.
     """
-    settings = {"num_clips": dict(num_clips), "seed": seed, "size": SIZE, "fps": FPS, "num_frames": NUM_FRAMES}
+    world = world or World()
+    for split, count in num_clips.items():
+        clip_seed(world.seed, split, 0)  # names an unknown split
+        if count < 0:
+            raise ValueError(f"{count} clips of split {split}: the number must not be negative")
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers} must be at least 1")
+    num_clips = {split: count for split, count in num_clips.items() if count}
+    settings = json.loads(json.dumps({"num_clips": num_clips, "world": dataclasses.asdict(world), "masks": with_masks}))
     started, finished = dst / "unfinished.json", dst / "world.json"
     for path in (started, finished):
         if path.exists() and (found := json.loads(path.read_text())["settings"]) != settings:
-            raise ValueError(f"{dst} holds a data set with {found}, not {settings}: choose another folder")
+            changed = [key for key in settings if found.get(key) != settings[key]]
+            raise ValueError(
+                f"{dst} holds a data set with other settings ({', '.join(changed)}): choose another folder"
+            )
     for split in num_clips:
-        clip_seed(seed, split, 0)  # names an unknown split
         (dst / split / "videos").mkdir(parents=True, exist_ok=True)
-    wanted = [(split, index) for split, count in num_clips.items() for index in range(count)]
     missing = {
-        split: [i for s, i in wanted if s == split and not (dst / video_name(s, i)).exists()] for split in SPLITS
+        split: [i for i in range(count) if not (dst / video_name(split, i)).exists()]
+        for split, count in num_clips.items()
     }
-    if finished.exists() and not any(missing.values()):
+    if finished.exists() and not any(missing.values()) and all(path.exists() for path in _tables(dst, settings)):
         return dst
+    finished.unlink(missing_ok=True)
     started.write_text(json.dumps({"settings": settings}) + "\n")
 
     jobs = [(s, todo[i : i + CHUNK]) for s, todo in missing.items() for i in range(0, len(todo), CHUNK)]
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch threads can hang
     with Progress() as progress, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        task = progress.add_task("sprite world", total=len(wanted))
-        progress.advance(task, len(wanted) - sum(map(len, missing.values())))
-        for job in as_completed([pool.submit(_write_clips, dst, seed, split, todo) for split, todo in jobs]):
+        task = progress.add_task("sprite world", total=sum(num_clips.values()))
+        progress.advance(task, sum(num_clips.values()) - sum(map(len, missing.values())))
+        for job in as_completed([pool.submit(_write_clips, dst, world, split, todo) for split, todo in jobs]):
             progress.advance(task, job.result())
-    for split, count in num_clips.items():
-        for stage in STAGES:
-            rows = chain.from_iterable(records(seed, split, i, stage) for i in range(count))
-            _write_jsonl(dst / split / f"{stage}.jsonl", rows)
-        _write_jsonl(dst / split / "truth.jsonl", (truth(seed, split, i) for i in range(count)))
+    for path in _tables(dst, settings):
+        split, name, count = path.parent.name, path.stem, num_clips[path.parent.name]
+        if name == "truth":
+            _write_jsonl(path, (truth(world, split, i) for i in range(count)))
+        elif name == "masks":
+            _write_jsonl(path, (masks(world, split, i) for i in range(count)))
+        else:
+            rows = (records(world, split, i, name) for i in range(count))
+            _write_jsonl(path, chain.from_iterable(rows))
     for partial in dst.glob("*/videos/*.part"):
         partial.unlink()
-    finished.write_text(json.dumps({"settings": settings, "families": FAMILIES, "splits": list(num_clips)}) + "\n")
+    finished.write_text(
+        json.dumps({"settings": settings, "families": world.families, "splits": list(num_clips)}) + "\n"
+    )
     started.unlink()
     return dst
 
 
-def main(dst: Path, train: int = 12000, val: int = 500, test: int = 1000, seed: int = 0, num_workers: int = 2) -> None:
-    """Write the sprite world.
-
-    Args:
-        dst: folder of the data set.
-        train: clips to train on.
-        val: clips to watch while training.
-        test: clips to report on.
-        seed: seed of everything.
-        num_workers: processes that render and encode.
-    """
-    make_dataset(dst, {"train": train, "val": val, "test": test}, seed, num_workers)
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
+def _tables(dst: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """The JSONL files of a data set."""
+    names = {s: [f for f in FILES if s != "train" or f not in HELD_OUT_FILES] for s in settings["num_clips"]}
+    extra = ["truth", *(["masks"] if settings["masks"] else [])]
+    return [dst / split / f"{name}.jsonl" for split in names for name in (*names[split], *extra)]

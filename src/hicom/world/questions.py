@@ -1,124 +1,35 @@
 """Questions, captions and descriptions about scenes, with answers balanced so that the words alone say nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from numpy.random import Generator
 
-from hicom.world.scenes import COLORS, DIRECTIONS, EMOJI, NOUNS, SHAPES, Scene, SceneObject
+from hicom.world.scenes import COLORS, DIRECTIONS, MARK_COLORS, NOUNS, SHAPE_SHARE, SHAPES, WAYS, Scene, SceneObject
+from hicom.world.templates import HELD_OUT_TEMPLATES, NAMING, PHRASES, PREDICATES, TEMPLATES
 
 T = TypeVar("T")
 
-FAMILIES = ("presence", "colour", "position", "direction", "count", "which")
+FAMILIES = (
+    "which",
+    "direction",
+    "presence",
+    "position",
+    "order",
+    "before",
+    "count",
+    "colour",
+    "detail",
+    "neighbour",
+    "needle",
+    "generic",
+)
 NUMBERS = ("one", "two", "three", "four")
 SIDES = ("left", "right", "top", "bottom")
-MOTION_ANSWERS = {name: "it stays still" if name == "still" else name for name in DIRECTIONS}
-
-# {x}: a noun, {a}: the noun with its article, {d}: a direction.
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "presence": (
-        "Is there {a} in the video?",
-        "Can you see {a}?",
-        "Does {a} appear in the video?",
-        "Is {a} visible at any time?",
-        "Do you see {a} in this clip?",
-        "Does the video show {a}?",
-        "Is {a} shown?",
-    ),
-    "colour": (
-        "What color is the {x}?",
-        "What colour is the {x}?",
-        "Which color does the {x} have?",
-        "What is the color of the {x}?",
-        "Tell me the colour of the {x}.",
-        "The {x} has which color?",
-    ),
-    "position_start": (
-        "Where is the {x} at the start?",
-        "Where is the {x} at the beginning?",
-        "On which side is the {x} at the start?",
-        "Where does the {x} start?",
-        "On which side does the {x} begin?",
-        "In which part of the frame does the {x} start?",
-    ),
-    "position_end": (
-        "Where is the {x} at the end?",
-        "Where is the {x} in the last frame?",
-        "On which side is the {x} at the end?",
-        "Where does the {x} end up?",
-        "On which side does the {x} finish?",
-        "In which part of the frame does the {x} end?",
-    ),
-    "direction": (
-        "Which way does the {x} move?",
-        "In which direction does the {x} move?",
-        "Where is the {x} going?",
-        "In what direction does the {x} go?",
-        "How does the {x} move?",
-        "What is the direction of the {x}?",
-        "Which way is the {x} moving?",
-    ),
-    "count": (
-        "How many objects appear in the video?",
-        "How many objects are there?",
-        "How many things can you see?",
-        "Count the objects.",
-        "What is the number of objects in the video?",
-        "How many different objects are shown?",
-    ),
-    "which": (
-        "Which object moves {d}?",
-        "What is moving {d}?",
-        "What moves {d}?",
-        "Name the object that moves {d}.",
-        "Which thing is going {d}?",
-        "What is the object that goes {d}?",
-    ),
-    "caption": (
-        "Describe the video.",
-        "What happens in the video?",
-        "Give a short caption of the clip.",
-        "What can you see?",
-        "Summarize the video in one sentence.",
-        "What is going on in this video?",
-    ),
-    "describe": (
-        "Describe the {x}.",
-        "What happens to the {x}?",
-        "What does the {x} do?",
-        "Tell me about the {x}.",
-        "Follow the {x} through the video.",
-        "What can you say about the {x}?",
-    ),
-    "colours": (
-        "What colors are there?",
-        "Which colours do the shapes have?",
-        "Name the colors of the shapes.",
-        "What are the colours of the shapes?",
-        "List the colors of the shapes.",
-        "Which colors can you see on the shapes?",
-    ),
-    "list": (
-        "What objects are there?",
-        "List the objects.",
-        "Name everything that appears.",
-        "Which objects are in the video?",
-        "What things can you see?",
-        "Which things appear in the clip?",
-    ),
-    "moving": (
-        "What is moving?",
-        "Which objects move?",
-        "What moves in the video?",
-        "Name everything that moves.",
-        "Which things are in motion?",
-        "What is not standing still?",
-    ),
-}
-# Templates whose instruction names one thing: these texts must point at it in the frame.
-NAMING = ("presence", "colour", "position_start", "position_end", "direction", "describe")
-PHRASES = ("{x}", "{a}", "the {x}", "{a} in the video", "there is {a}", "a picture of {a}", "look at the {x}")
+WAY_ANSWERS = {way: "it stays still" if way == "still" else way for way in WAYS}
+LETTERS = ("A", "B", "C", "D")
 
 
 @dataclass(frozen=True)
@@ -126,11 +37,14 @@ class Question:
     """One instruction with its answer.
 
     Attributes:
-        family: one of `FAMILIES`, or `caption`, `describe`, `colours`, `list`, `moving` (not scored).
+        family: one of `FAMILIES`, or a kind of caption or description (not scored).
         text: what is asked.
         answer: the only right answer.
         options: every answer that the family allows; empty where the answer is free text.
         chance: best expected accuracy without seeing the video (None: not scored).
+        informed_chance: the same for one who knows the objects of the clip; None: as `chance`.
+        subject: noun of the one object that the question names.
+        form: `open`, or `choice` where the text lists options and the answer is a letter.
     """
 
     family: str
@@ -138,6 +52,9 @@ class Question:
     answer: str
     options: tuple[str, ...] = ()
     chance: float | None = None
+    informed_chance: float | None = None
+    subject: str | None = None
+    form: str = "open"
 
 
 def article(name: str) -> str:
@@ -145,15 +62,28 @@ def article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def fill(template: str, name: str = "", direction: str = "") -> str:
-    """Put a name and a direction into a template."""
-    return template.format(x=name, a=article(name) if name else "", d=direction)
+def plural(noun: str) -> str:
+    """More than one of it: `dogs`, `foxes`, `cherries`."""
+    if noun == "fish":
+        return noun
+    if noun[-1] in "sx" or noun[-2:] in ("ch", "sh"):
+        return f"{noun}es"
+    if noun[-1] == "y" and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
 
 
-def side(item: SceneObject, time: float) -> str | None:
-    """Side of the frame it is on at `time`, None when that would be open to argument."""
-    dx, dy = (value - 0.5 for value in item.center(time))
-    if max(abs(dx), abs(dy)) < 0.12 or abs(abs(dx) - abs(dy)) < 0.08:
+def fill(template: str, name: str = "", other: str = "", predicate: str = "") -> str:
+    """Put names and a predicate into a template (see `templates`)."""
+    return template.format(
+        x=name, a=article(name) if name else "", n=plural(name) if name else "", y=other, p=predicate
+    )
+
+
+def side(scene: Scene, item: SceneObject, time: float) -> str | None:
+    """Side of the frame it is on at `time`, None when that would be open to argument or it is outside."""
+    dx, dy = scene.place(item, time)
+    if max(abs(dx), abs(dy)) < 0.12 or abs(abs(dx) - abs(dy)) < 0.08 or max(abs(dx), abs(dy)) > 0.5:
         return None
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
@@ -165,139 +95,305 @@ def join(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def _ask(rng: Generator, key: str, name: str = "", direction: str = "") -> str:
-    return fill(TEMPLATES[key][rng.integers(len(TEMPLATES[key]))], name, direction)
+def predicates(item: SceneObject) -> list[str]:
+    """What is true of an object, in the words of `which` questions (keys of `PREDICATES`)."""
+    if item.is_brief:
+        return []
+    return [item.way, *(["grows"] if item.growth > 1 else ["shrinks"] if item.growth < 1 else [])]
 
 
-def _pick(rng: Generator, items: Sequence[T]) -> T:
-    return items[int(rng.integers(len(items)))]
+class Asker:
+    """Draws questions about one scene.
 
+    Args:
+        scene: the scene.
+        rng: draws objects and wordings.
+        templates: wordings; None: those of training.
+        nouns: names of the world's sprites, shapes excluded.
+    """
 
-def _left_to_right(scene: Scene) -> list[SceneObject]:
-    return sorted(scene.objects, key=lambda item: item.start[0] + item.end[0])
+    def __init__(
+        self,
+        scene: Scene,
+        rng: Generator,
+        templates: Mapping[str, Sequence[str]] | None = None,
+        nouns: Sequence[str] = NOUNS[: -len(SHAPES)],
+    ) -> None:
+        self.scene = scene
+        self.rng = rng
+        self.templates = templates or TEMPLATES
+        self.nouns = nouns
+        # The best guess at an object is the commonest one: a shape where there are many sprites.
+        self.noun_chance = round(max(SHAPE_SHARE / len(SHAPES), (1 - SHAPE_SHARE) / len(nouns)), 4)
+        self.named = scene.named()
+        # Moments say nothing about what an object does.
+        self.lasting = [item for item in self.named if not item.is_brief]
+        self.in_order = sorted(scene.objects, key=lambda item: item.path[0][0] + item.path[2][0])
 
+    def pick(self, items: Sequence[T]) -> T:
+        """One of `items`."""
+        return items[int(self.rng.integers(len(items)))]
 
-def _presence(scene: Scene, rng: Generator) -> Question:
-    noun = _pick(rng, scene.objects).noun
-    answer = "yes"
-    if rng.random() < 0.5:
+    def word(self, key: str, name: str = "", other: str = "", predicate: str = "") -> str:
+        """A wording of `key`."""
+        return fill(self.pick(self.templates[key]), name, other, predicate)
+
+    def presence(self) -> Question | None:
+        """Is there an X?"""
+        present = self.scene.counts()
+        noun, answer = self.pick(self.scene.objects).noun, "yes"
         # An absent noun takes the place of a present one of the same kind, so a shape is no hint for "yes".
-        present = {item.noun for item in scene.objects}
-        noun = _pick(rng, [other for other in (SHAPES if noun in SHAPES else EMOJI) if other not in present])
-        answer = "no"
-    return Question("presence", _ask(rng, "presence", noun), answer, ("yes", "no"), 0.5)
+        absent = [n for n in (SHAPES if noun in SHAPES else self.nouns) if n not in present]
+        if not absent:
+            return None
+        if self.rng.random() < 0.5:
+            noun, answer = self.pick(absent), "no"
+        subject = noun if answer == "yes" else None
+        return Question("presence", self.word("presence", noun), answer, ("yes", "no"), 0.5, subject=subject)
+
+    def colour(self) -> Question | None:
+        """What colour is the X?"""
+        shapes = [item for item in self.named if item.color]
+        if not shapes:
+            return None
+        item = self.pick(shapes)
+        text = self.word("colour", item.noun)
+        return Question("colour", text, str(item.color), tuple(COLORS), 1 / len(COLORS), subject=item.noun)
+
+    def detail(self) -> Question | None:
+        """What colour is the dot on the X?"""
+        marked = [item for item in self.named if item.mark]
+        if not marked:
+            return None
+        item = self.pick(marked)
+        text = self.word("detail", item.noun)
+        return Question("detail", text, str(item.mark), MARK_COLORS, 1 / len(MARK_COLORS), subject=item.noun)
+
+    def position(self) -> Question | None:
+        """Where is the X at the start, in the middle, at the end?"""
+        cases = []
+        for item in self.lasting:
+            for key, time in (("position_start", 0.0), ("position_middle", 0.5), ("position_end", 1.0)):
+                answer = side(self.scene, item, time) if item.visible(time) else None
+                if answer:
+                    cases.append((key, item.noun, answer))
+        if not cases:
+            return None
+        key, noun, answer = self.pick(cases)
+        return Question("position", self.word(key, noun), answer, SIDES, 1 / len(SIDES), subject=noun)
+
+    def direction(self) -> Question | None:
+        """Which way does the X move?"""
+        if not self.lasting:
+            return None
+        item = self.pick(self.lasting)
+        text, options = self.word("direction", item.noun), tuple(WAY_ANSWERS.values())
+        return Question("direction", text, WAY_ANSWERS[item.way], options, 1 / len(options), subject=item.noun)
+
+    def which(self) -> Question | None:
+        """Which object moves, grows or shrinks like that?"""
+        if self.scene.kind == "long":
+            return None
+        holders: dict[str, list[SceneObject]] = {}
+        for item in self.scene.objects:
+            for predicate in predicates(item):
+                holders.setdefault(predicate, []).append(item)
+        single = [(p, items[0]) for p, items in sorted(holders.items()) if len(items) == 1 and items[0] in self.lasting]
+        if not single:
+            return None
+        predicate, item = self.pick(single)
+        text = self.word("which", predicate=self.pick(PREDICATES[predicate]))
+        return self._object("which", text, item, len(self.scene.counts()))
+
+    def order(self) -> Question | None:
+        """Which object appears first, or last?"""
+        if self.scene.kind != "sequence":
+            return None
+        found = sorted(self.named, key=lambda item: item.enter)
+        key = self.pick(("first", "last"))
+        return self._object("order", self.word(key), found[0 if key == "first" else -1], len(found))
+
+    def before(self) -> Question | None:
+        """Does the X appear before the Y?"""
+        enters = sorted({item.enter for item in self.named})
+        if self.scene.kind not in ("sequence", "long") or len(enters) < 2:
+            return None
+        x = self.pick(self.named)
+        y = self.pick([item for item in self.named if abs(item.enter - x.enter) > 1e-9])
+        key = self.pick(("before", "after"))
+        answer = "yes" if (x.enter < y.enter) == (key == "before") else "no"
+        return Question("before", self.word(key, x.noun, y.noun), answer, ("yes", "no"), 0.5)
+
+    def count(self) -> Question | None:
+        """How many objects, or how many Xs?"""
+        if self.scene.kind == "plain":
+            number, text = len(self.scene.objects), self.word("count")
+        elif self.scene.kind == "group":
+            noun = self.scene.objects[0].noun
+            number, text = self.scene.counts()[noun], self.word("count_noun", noun)
+        else:
+            return None
+        return Question("count", text, NUMBERS[number - 1], NUMBERS, 1 / len(NUMBERS))
+
+    def neighbour(self) -> Question | None:
+        """What stays next to the X?"""
+        if self.scene.kind != "pair":
+            return None
+        first, second = self.scene.objects[:2]
+        x, y = (first, second) if self.rng.random() < 0.5 else (second, first)
+        found = self._object("neighbour", self.word("neighbour", x.noun), y, len(self.scene.objects) - 1)
+        return dataclasses.replace(found, subject=x.noun)
+
+    def needle(self) -> Question | None:
+        """What is there for a moment only, and where?"""
+        if self.scene.kind == "long":
+            item = self.pick(self.named) if self.named else None
+        else:
+            item = next((item for item in self.named if item.is_brief), None)
+        if item is None:
+            return None
+        where = side(self.scene, item, item.enter)
+        if where and (self.scene.kind == "long" or self.rng.random() < 0.5):
+            return Question("needle", self.word("needle_where", item.noun), where, SIDES, 0.25, subject=item.noun)
+        if self.scene.kind == "long":
+            return None
+        return self._object("needle", self.word("needle_what"), item, len(self.scene.objects))
+
+    def generic(self) -> Question | None:
+        """What happens? An instruction that names nothing; its answer is unique where there is one object only."""
+        if self.scene.kind != "plain" or len(self.scene.objects) > 1:
+            return None
+        return Question(
+            "generic", self.word("caption"), self.caption(), (), self.noun_chance / len(WAYS), 1 / len(WAYS)
+        )
+
+    def _object(self, family: str, text: str, item: SceneObject, among: int) -> Question:
+        return Question(family, text, item.noun, (*self.nouns, *SHAPES), self.noun_chance, round(1 / among, 4))
+
+    def caption(self) -> str:
+        """One sentence about the whole scene, from left to right."""
+        return join([f"{article(item.name)} {motion(item)}" for item in self.in_order])
+
+    def as_choice(self, question: Question) -> Question:
+        """Return the question with up to four options and a letter as its answer; captions get made-up companions."""
+        wrong: list[str] = []
+        if question.family == "generic":
+            item = self.scene.objects[0]
+            while len(wrong) < 3:
+                name = item.name if self.rng.random() < 0.5 else self.pick(self.nouns)
+                way = self.pick(WAYS)
+                text = f"{article(name)} {'stays still' if way == 'still' else f'moves {way}'}"
+                if text not in wrong and text != question.answer:
+                    wrong.append(text)
+        elif len(question.options) <= len(LETTERS):
+            wrong = [option for option in question.options if option != question.answer]
+        else:
+            # What is in the clip too makes the hardest wrong options.
+            seen = [item.noun for item in self.named if item.noun != question.subject]
+            wrong = [noun for noun in dict.fromkeys(seen) if noun in question.options and noun != question.answer][:3]
+            while len(wrong) < 3:
+                option = self.pick(question.options)
+                if option not in wrong and option != question.answer and option != question.subject:
+                    wrong.append(option)
+        options = [wrong[i] for i in self.rng.permutation(len(wrong))]
+        place = int(self.rng.integers(len(options) + 1))
+        options.insert(place, question.answer)
+        lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+        text = "\n".join([question.text, *lines, "Answer with the option's letter."])
+        letters = LETTERS[: len(options)]
+        return dataclasses.replace(
+            question,
+            text=text,
+            answer=LETTERS[place],
+            options=letters,
+            chance=1 / len(letters),
+            informed_chance=question.informed_chance and max(1 / len(letters), question.informed_chance),
+            form="choice",
+        )
+
+    def questions(self) -> list[Question]:
+        """One question of every family that the scene allows."""
+        found = [getattr(self, family)() for family in FAMILIES]
+        return [question for question in found if question]
+
+    def captions(self) -> list[Question]:
+        """One caption of the whole scene (stage `align`)."""
+        return [Question("caption", self.word("caption"), self.caption())]
+
+    def descriptions(self) -> list[Question]:
+        """Instructions that say what the description is to be about (stage `pretrain`), as in HICom-248K."""
+        found = [
+            Question("describe", self.word("describe", item.noun), self.story(item), subject=item.noun)
+            for item in self.in_order
+            if item in self.named
+        ]
+        colors = list(dict.fromkeys(item.color for item in self.in_order if item.color))
+        if colors:
+            found.append(Question("colours", self.word("colours"), join(colors)))
+        names = list(dict.fromkeys(article(item.name) for item in self.in_order))
+        found.append(Question("list", self.word("list"), join(names)))
+        movers = list(dict.fromkeys(f"the {item.name}" for item in self.in_order if item.way != "still"))
+        found.append(Question("moving", self.word("moving"), join(movers) if movers else "nothing moves"))
+        dots = [f"the {item.noun} has a {item.mark} dot" for item in self.in_order if item.mark and item in self.named]
+        if dots:
+            found.append(Question("dots", self.word("dots"), join(dots)))
+        if self.scene.kind == "sequence":
+            order = sorted(self.named, key=lambda item: item.enter)
+            found.append(Question("sequence", self.word("sequence"), join([f"the {item.noun}" for item in order])))
+        if self.scene.kind == "pair":
+            x, y = self.scene.objects[:2]
+            found.append(Question("together", self.word("together"), f"the {x.noun} and the {y.noun}"))
+        return found
+
+    def story(self, item: SceneObject) -> str:
+        """Return everything about one object in one sentence."""
+        places = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+        first, last = (side(self.scene, item, time) for time in (item.enter, item.leave))
+        begins = "appears late" if item.enter > 0 else "starts"
+        parts = [f"{begins} {places[first] if first else 'in the middle'}", motion(item)]
+        if item.way in DIRECTIONS:
+            parts.append(f"ends {places[last] if last else 'in the middle'}")
+        if item.growth != 1:
+            parts.append("grows" if item.growth > 1 else "shrinks")
+        if item.leave < 1:
+            parts.append("disappears early")
+        if item.mark:
+            parts.append(f"has a {item.mark} dot")
+        return f"the {item.name} {join(parts)}"
 
 
-def _colour(scene: Scene, rng: Generator) -> Question | None:
-    shapes = [item for item in scene.objects if item.color]
-    if not shapes:
-        return None
-    item = _pick(rng, shapes)
-    return Question("colour", _ask(rng, "colour", item.noun), str(item.color), tuple(COLORS), 1 / len(COLORS))
+def motion(item: SceneObject) -> str:
+    """`moves left`, `stays still`."""
+    return "stays still" if item.way == "still" else f"moves {item.way}"
 
 
-def _position(scene: Scene, rng: Generator) -> Question | None:
-    cases = []
-    for item in scene.objects:
-        for key, time in (("position_start", 0.0), ("position_end", 1.0)):
-            answer = side(item, time) if item.visible(time) else None
-            if answer:
-                cases.append((key, item.noun, answer))
-    if not cases:
-        return None
-    key, noun, answer = _pick(rng, cases)
-    return Question("position", _ask(rng, key, noun), answer, SIDES, 1 / len(SIDES))
-
-
-def _direction(scene: Scene, rng: Generator) -> Question:
-    item = _pick(rng, scene.objects)
-    options = tuple(MOTION_ANSWERS.values())
-    text = _ask(rng, "direction", item.noun)
-    return Question("direction", text, MOTION_ANSWERS[item.direction], options, 1 / len(options))
-
-
-def _count(scene: Scene, rng: Generator) -> Question:
-    return Question("count", _ask(rng, "count"), NUMBERS[len(scene.objects) - 1], NUMBERS, 1 / len(NUMBERS))
-
-
-def _which(scene: Scene, rng: Generator) -> Question | None:
-    movers = {name: [o for o in scene.objects if o.direction == name] for name in DIRECTIONS if name != "still"}
-    single = [(name, items[0]) for name, items in movers.items() if len(items) == 1]
-    if not single:
-        return None
-    direction, item = _pick(rng, single)
-    # Shapes are the commonest answers: SHAPE_SHARE / 5 of all objects each.
-    return Question("which", _ask(rng, "which", direction=direction), item.noun, NOUNS, 0.06)
-
-
-_FAMILY: dict[str, Callable[[Scene, Generator], Question | None]] = {
-    "presence": _presence,
-    "colour": _colour,
-    "position": _position,
-    "direction": _direction,
-    "count": _count,
-    "which": _which,
-}
-
-
-def questions(scene: Scene, rng: Generator) -> list[Question]:
-    """One question of every family that the scene allows (stage `tune`, evaluation)."""
-    drawn = (_FAMILY[family](scene, rng) for family in FAMILIES)
-    return [question for question in drawn if question]
-
-
-def _motion(item: SceneObject) -> str:
-    return "stays still" if item.direction == "still" else f"moves {item.direction}"
-
-
-def captions(scene: Scene, rng: Generator) -> list[Question]:
-    """One caption of the whole scene, left to right (stage `align`)."""
-    text = join([f"{article(item.name)} {_motion(item)}" for item in _left_to_right(scene)])
-    return [Question("caption", _ask(rng, "caption"), text)]
-
-
-def _story(item: SceneObject) -> str:
-    places = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
-    place = side(item, item.enter)
-    where = places[place] if place else "in the middle"
-    parts = [f"{'appears late' if item.enter > 0 else 'starts'} {where}", _motion(item)]
-    if item.leave < 1:
-        parts.append("disappears early")
-    return f"the {item.name} {join(parts)}"
-
-
-def descriptions(scene: Scene, rng: Generator) -> list[Question]:
-    """Instructions that name what the description is about (stage `pretrain`)."""
-    objects = _left_to_right(scene)
-    found = [Question("describe", _ask(rng, "describe", item.noun), _story(item)) for item in objects]
-    colors = list(dict.fromkeys(item.color for item in objects if item.color))
-    if colors:
-        found.append(Question("colours", _ask(rng, "colours"), join(colors)))
-    found.append(Question("list", _ask(rng, "list"), join([article(item.name) for item in objects])))
-    movers = [f"the {item.name}" for item in objects if item.direction != "still"]
-    found.append(Question("moving", _ask(rng, "moving"), join(movers) if movers else "nothing moves"))
-    return found
-
-
-def corpus() -> Iterator[str]:
+def corpus(nouns: Sequence[str] = NOUNS[: -len(SHAPES)]) -> Iterator[str]:
     """Every word of the world in its usual surroundings: the text that the tokenizer is trained on."""
-    names = [*NOUNS, *(f"{color} {shape}" for color in COLORS for shape in SHAPES)]
+    names = [*nouns, *SHAPES, *(f"{color} {shape}" for color in COLORS for shape in SHAPES)]
+    wordings = {key: (*TEMPLATES[key], *HELD_OUT_TEMPLATES.get(key, ())) for key in TEMPLATES}
     for name in names:
-        yield from (f"{fill(template, name)}" for key in NAMING for template in TEMPLATES[key])
+        yield from (fill(template, name, name) for key in NAMING for template in wordings[key])
         yield from (fill(phrase, name) for phrase in PHRASES)
-        yield f"assistant\n{name}"
-        for direction in DIRECTIONS:
-            yield f"assistant\n{article(name)} moves {direction}, stays {direction} and {article(name)}"
-    for key in ("count", "caption", "colours", "list", "moving", "which"):
-        yield from (fill(template, direction=d) for template in TEMPLATES[key] for d in DIRECTIONS)
-    for answer in (*NUMBERS, *SIDES, *COLORS, *DIRECTIONS, *MOTION_ANSWERS.values(), "yes", "no", "nothing moves"):
+        yield f"assistant\n{name} ({plural(name)})"
+        for way in WAYS:
+            yield f"assistant\n{article(name)} moves {way}, stays {way} and {article(name)}"
+    said = [word for words in PREDICATES.values() for word in words]
+    for key in TEMPLATES.keys() - set(NAMING):
+        yield from (fill(template, "dog", "cat", p) for template in wordings[key] for p in said)
+    words = (*NUMBERS, *SIDES, *COLORS, *WAYS, *WAY_ANSWERS.values(), "yes", "no", "nothing moves", "middle", "dot")
+    for answer in words:
         yield f"user\n{answer} {answer}\nassistant\n{answer}"
+    for letter in LETTERS:
+        yield f"user\n({letter}) {letter}\nAnswer with the option's letter.\nassistant\n{letter}"
     yield from (
         "system\nyou are a helpful assistant.",
         "answer with one word.",
         "answer yes or no.",
         "a an the . , ? !",
+        "late early grows shrinks brief beside",
     )
-    for begin in ("appears late", "starts"):
+    for begin in ("appears late", "starts", "ends"):
         for place in ("on the left", "on the right", "at the top", "at the bottom", "in the middle"):
-            yield f"assistant\nthe dog {begin} {place}, moves left and disappears early and stays still"
+            yield f"assistant\nthe dog {begin} {place}, moves left, grows, shrinks and disappears early and stays still"
+    for color in MARK_COLORS:
+        yield f"assistant\nthe dog has a {color} dot and the cat has a {color} dot"

@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hicom.world.questions import corpus
 
-TEXT_LENGTH = 32
+TEXT_LENGTH = 24
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<|im_start|>", "<|im_end|>", "<video>", "<image>")
 
 

@@ -1,18 +1,20 @@
-"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/towers --minutes 20`.
+"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/towers --minutes 45`.
 
 The result is a standard `SiglipModel` folder. Image-text pairs alone teach a small encoder little in this time, so a
 dense loss does most of the work: every patch must be named by the text. A patch is compared through the same map that
 the model's compressor uses for its keys (the pooling head's MLP applied to single patches), and the text side reads
-whole instructions ("which way does the dog move?"), so an instruction's embedding points at what it asks about.
+whole instructions ("which way does the dog move?"), so an instruction's embedding points at what it asks about: at the
+object that it names, at both where it names two, at all objects where it names none.
 
-Naming a patch needs no notion of where it is, and features without one cannot answer "where". A second, short phase
-(`--init`) goes on with one more loss, which reads every patch's place out of its features.
+Naming a patch needs no notion of where it is, and features without one cannot answer "where". So one more loss reads
+every patch's place out of its features.
 """
 
 import io
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +33,12 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.utils import logging
 
 from hicom.video import read_frames
-from hicom.world import questions as q
-from hicom.world.render import Pixels, render, render_frame, write_video
+from hicom.world.questions import fill
+from hicom.world.render import Pixels, Renderer, bundled_sprites, mark_center, render, write_video
 from hicom.world.scenes import (
     COLORS,
     EMOJI,
+    MARK_COLORS,
     NOUNS,
     SHAPES,
     Scene,
@@ -45,6 +48,7 @@ from hicom.world.scenes import (
     make_scene,
     make_snapshot,
 )
+from hicom.world.templates import NAMING, PHRASES, PREDICATES, TEMPLATES
 from hicom.world.tokenizer import TEXT_LENGTH, build_tokenizer
 
 IMAGE_SIZE = 64
@@ -55,13 +59,16 @@ RENDER_SIZE = 128
 MAX_OBJECTS = 10  # more than in clips: more patches to learn from in each frame
 BACKGROUND, IGNORE = -1, -2
 
-# Texts come in this order: 40 emoji, 5 shapes without a colour, 40 shapes with one.
+# Texts come in this order: sprites, shapes without a colour, shapes with one, dots.
 NAMES = (*NOUNS, *(f"{color} {shape}" for shape in SHAPES for color in COLORS))
 NUM_NOUNS = len(NOUNS)
-LEAF = [*range(len(EMOJI)), *range(NUM_NOUNS, len(NAMES))]  # every object is exactly one of these 80
-NAMING_TEMPLATES = tuple(text for key in q.NAMING for text in q.TEMPLATES[key])
-_SECOND_PHASE = 100_000  # number of the first step of a phase that goes on from another
-_TRAIN_STREAM = 3  # third number of the seed of training frames; clips of the splits use 0, 1 and 2
+LEAF = [*range(len(EMOJI)), *range(NUM_NOUNS, len(NAMES))]  # every object is exactly one of these
+MARK_PHRASES = ("{c} dot", "a {c} dot", "the {c} dot", "an object with a {c} dot", "the dot is {c}")
+NAMING_TEMPLATES = tuple(text for key in NAMING for text in TEMPLATES[key])
+PAIR_TEMPLATES = (*TEMPLATES["before"], *TEMPLATES["after"], "the {x} and the {y}")
+OPEN_KEYS = ("count", "which", "first", "last", "needle_what", "caption", "list", "moving", "sequence", "together")
+NUM_PAIRS, NUM_OPEN = 16, 8  # texts of a step that name two objects, or none
+_TRAIN_STREAM = 1000  # third number of the seed of training frames; clips of the splits use small ones
 
 
 @dataclass(frozen=True)
@@ -76,26 +83,21 @@ class TowerConfig:
         lr: peak learning rate (AdamW, linear warm-up, cosine to zero).
         warmup: warm-up steps.
         image_weight: weight of the sigmoid image-text loss; the dense loss has weight 1.
-        init: folder of a finished run to go on from, for the phase with the position loss; None starts from nothing.
-        position_weight: weight of the position loss; 0 leaves it out.
-        position_start: size of a linear code of the place that is added to the position embedding before the phase, so
-            that the loss has something to find; relative to features of unit size.
+        position_weight: weight of the position loss.
     """
 
     steps: int = 0
-    minutes: float = 20.0
+    minutes: float = 45.0
     seed: int = 0
-    batch: int = 32
+    batch: int = 64
     lr: float = 2e-3
     warmup: int = 100
     image_weight: float = 0.1
-    init: str | None = None
-    position_weight: float = 0.0
-    position_start: float = 0.0
+    position_weight: float = 0.5
 
 
 class Towers(nn.Module):
-    """A `SiglipModel` with the scale and bias of the dense loss, which only training needs."""
+    """A `SiglipModel` with the scale and bias of the dense loss and a read-out of places, which only training needs."""
 
     def __init__(self, vocab_size: int, pad_token_id: int) -> None:
         super().__init__()
@@ -114,15 +116,13 @@ class Towers(nn.Module):
         self.model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
         self.dense_scale = nn.Parameter(torch.tensor(2.5))
         self.dense_bias = nn.Parameter(torch.tensor(-6.0))
-        self.position_head: nn.Linear | None = None
-
-    def add_position_head(self, start: float) -> None:
-        """Add the read-out of the position loss, and a linear code of `start` times unit size for it to find."""
-        with torch.no_grad():
-            directions = torch.linalg.qr(torch.randn(WIDTH, 2))[0].T
-            code = start * (patch_places() @ directions) * WIDTH**0.5
-            self.model.vision_model.embeddings.position_embedding.weight.add_(code)
         self.position_head = nn.Linear(WIDTH, 2)
+        with (
+            torch.no_grad()
+        ):  # a linear code of the place, half as large as the features, for the position loss to find
+            directions = torch.linalg.qr(torch.randn(WIDTH, 2))[0].T
+            code = 0.5 * (patch_places() @ directions) * WIDTH**0.5
+            self.model.vision_model.embeddings.position_embedding.weight.add_(code)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Unit text embeddings float[N, D] of token ids int[N, L]."""
@@ -160,13 +160,28 @@ def name_index(item: SceneObject) -> int:
     return NAMES.index(item.name)
 
 
-def patch_labels(labels: Pixels, scene: Scene) -> NDArray[np.int64]:
+def patch_labels(labels: NDArray[np.integer], scene: Scene) -> NDArray[np.int64]:
     """Name of the object that fills each patch: int[H*W], or BACKGROUND, or IGNORE where it fills only a corner."""
     cells = rearrange(labels, "(gh ph) (gw pw) -> (gh gw) (ph pw)", gh=GRID, gw=GRID)
     counts = np.stack([(cells == i + 1).sum(1) for i in range(len(scene.objects))], 1)
     names = np.array([name_index(item) for item in scene.objects])[counts.argmax(1)]
     best = counts.max(1)
     return np.where(best >= 0.3 * cells.shape[1], names, np.where(best > 0, IGNORE, BACKGROUND)).astype(np.int64)
+
+
+def mark_labels(
+    labels: NDArray[np.integer], scene: Scene, extents: Mapping[str, tuple[float, float]], time: float = 0.0
+) -> NDArray[np.int64]:
+    """Colour of the dot whose centre is seen in each patch, as an index of `MARK_COLORS`: int[H*W], or IGNORE."""
+    found = np.full(GRID * GRID, IGNORE)
+    for number, item in enumerate(scene.objects):
+        if item.mark and item.visible(time):
+            x, y = mark_center(item, time, extents[item.noun])
+            row, column = int(y * labels.shape[0]), int(x * labels.shape[1])
+            if 0 <= row < labels.shape[0] and 0 <= column < labels.shape[1] and labels[row, column] == number + 1:
+                patch = int(y * GRID) * GRID + int(x * GRID)
+                found[patch] = MARK_COLORS.index(item.mark)
+    return found
 
 
 def _degrade(frame: Pixels, rng: Generator) -> Pixels:
@@ -178,34 +193,64 @@ def _degrade(frame: Pixels, rng: Generator) -> Pixels:
     return np.asarray(Image.open(buffer))
 
 
-def training_batch(seed: int, step: int, size: int) -> tuple[Pixels, NDArray[np.int64], NDArray[np.float32]]:
-    """The frames of one step, a function of (seed, step) alone.
+@dataclass(frozen=True)
+class Batch:
+    """The frames of one step.
 
-    Returns:
-        uint8[B, 128, 128, 3] frames, int[B, H*W] patch labels, float[B, len(NAMES)] names present in each frame.
+    Attributes:
+        frames: uint8[B, 128, 128, 3].
+        labels: int[B, H*W], see `patch_labels`.
+        marks: int[B, H*W], see `mark_labels`.
+        present: float[B, len(NAMES)], 1 for names of what is seen.
     """
-    frames, labels, present = [], [], np.zeros((size, len(NAMES)), np.float32)
+
+    frames: Pixels
+    labels: NDArray[np.int64]
+    marks: NDArray[np.int64]
+    present: NDArray[np.float32]
+
+
+def training_batch(seed: int, step: int, size: int) -> Batch:
+    """The frames of one step, a function of (seed, step) alone."""
+    frames, labels, marks, present = [], [], [], np.zeros((size, len(NAMES)), np.float32)
     for index in range(size):
         rng = generator(seed, _TRAIN_STREAM, step, index)
         scene = make_snapshot(rng, MAX_OBJECTS)
-        frame, mask = render_frame(scene, 0.0, RENDER_SIZE)
+        renderer = Renderer(scene, None, RENDER_SIZE, RENDER_SIZE)
+        frame, mask = renderer.frame(0.0)
         frames.append(_degrade(frame, rng))
         labels.append(patch_labels(mask, scene))
+        marks.append(mark_labels(mask, scene, renderer.extents))
         for seen in set(np.unique(mask).tolist()) - {0}:
             item = scene.objects[seen - 1]
             present[index, [name_index(item), NAMES.index(item.noun)]] = 1
-    return np.stack(frames), np.stack(labels), present
+    return Batch(np.stack(frames), np.stack(labels), np.stack(marks), present)
+
+
+def _vary(text: str, rng: Generator) -> str:
+    return text.rstrip("?.") if rng.random() < 0.3 else text
 
 
 def instruction_text(name: str, rng: Generator) -> str:
     """A random instruction or phrase about `name`, with or without its punctuation."""
-    templates = q.PHRASES if rng.random() < 0.35 else NAMING_TEMPLATES
-    text = q.fill(templates[rng.integers(len(templates))], name)
-    return text.rstrip("?.") if rng.random() < 0.3 else text
+    templates = PHRASES if rng.random() < 0.35 else NAMING_TEMPLATES
+    return _vary(fill(templates[rng.integers(len(templates))], name), rng)
+
+
+def pair_text(first: str, second: str, rng: Generator) -> str:
+    """A random instruction that names two nouns."""
+    return _vary(fill(PAIR_TEMPLATES[rng.integers(len(PAIR_TEMPLATES))], first, second), rng)
+
+
+def open_text(rng: Generator) -> str:
+    """A random instruction that names nothing."""
+    templates = TEMPLATES[OPEN_KEYS[rng.integers(len(OPEN_KEYS))]]
+    said = [word for words in PREDICATES.values() for word in words]
+    return _vary(fill(templates[rng.integers(len(templates))], predicate=said[rng.integers(len(said))]), rng)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Token ids int[N, 32], padded to the full length because SigLIP pools the last position."""
+    """Token ids int[N, 24], padded to the full length because SigLIP pools the last position."""
     batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     return torch.as_tensor(batch["input_ids"])
 
@@ -216,7 +261,7 @@ def whiten_stem(towers: Towers, seed: int) -> None:
 
     Neighbouring pixels are almost equal, so with a random start fine detail is a small signal that is learnt late.
     """
-    frames, _, _ = training_batch(seed, 2**31, 256)
+    frames = training_batch(seed, 2**31, 256).frames
     patches = rearrange(preprocess(frames), "b c (gh ph) (gw pw) -> (b gh gw) (c ph pw)", ph=PATCH, pw=PATCH)
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -228,12 +273,26 @@ def whiten_stem(towers: Towers, seed: int) -> None:
 
 
 def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerConfig, step: int) -> Tensor:
-    """Loss of one step: dense naming (cross-entropy and sigmoid), sigmoid image-text, and position, as weighted."""
-    frames, labels_np, present_np = training_batch(config.seed, step, config.batch)
+    """Loss of one step.
+
+    Dense: each patch's name (cross-entropy among names and among nouns) and dot (cross-entropy), and whether a text is
+    about it (sigmoid; texts that name one, two or no objects). Besides: the sigmoid image-text and the position loss.
+    """
+    batch = training_batch(config.seed, step, config.batch)
     rng = generator(config.seed, _TRAIN_STREAM, step)
-    text = towers.encode_text(tokenize(tokenizer, [instruction_text(name, rng) for name in NAMES]))
-    keys, images, features = towers.encode_images(preprocess(frames))
-    labels, present = torch.from_numpy(labels_np), torch.from_numpy(present_np)
+    pairs = rng.integers(NUM_NOUNS, size=(NUM_PAIRS, 2))
+    for row in range(NUM_PAIRS):  # mostly what is seen together
+        seen = np.flatnonzero(batch.present[rng.integers(config.batch), :NUM_NOUNS])
+        if len(seen) > 1 and rng.random() < 0.75:
+            pairs[row] = rng.permutation(seen)[:2]
+    texts = [instruction_text(name, rng) for name in NAMES]
+    texts += [MARK_PHRASES[rng.integers(len(MARK_PHRASES))].format(c=color) for color in MARK_COLORS]
+    texts += [pair_text(NOUNS[x], NOUNS[y], rng) for x, y in pairs]
+    texts += [open_text(rng) for _ in range(NUM_OPEN)]
+    sizes = [len(NAMES), len(MARK_COLORS), NUM_PAIRS, NUM_OPEN]
+    text, mark_text, pair, opened = towers.encode_text(tokenize(tokenizer, texts)).split(sizes)
+    keys, images, features = towers.encode_images(preprocess(batch.frames))
+    labels, present = torch.from_numpy(batch.labels), torch.from_numpy(batch.present)
 
     scale, bias = towers.model.logit_scale.exp(), towers.model.logit_bias
     image_loss = F.binary_cross_entropy_with_logits(images @ text.T * scale + bias, present, reduction="sum")
@@ -241,25 +300,42 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     leaf = torch.full((len(NAMES),), -1)
     leaf[LEAF] = torch.arange(len(LEAF))
     noun = torch.tensor([NOUNS.index(name.split()[-1]) for name in NAMES])
+    dense = towers.dense_scale.exp()
     known = labels != IGNORE
-    logits, label = keys[known] @ text.T * towers.dense_scale.exp(), labels[known]
+    key, label = keys[known], labels[known]
+    logits = key @ text.T * dense
     filled = label >= 0
     by_leaf = F.cross_entropy(logits[filled][:, LEAF], leaf[label[filled]])
     by_noun = F.cross_entropy(logits[filled][:, :NUM_NOUNS], noun[label[filled]])
-    target = F.one_hot(noun[label.clamp(min=0)], NUM_NOUNS) * filled[:, None]
-    absent = F.binary_cross_entropy_with_logits(
-        logits[:, :NUM_NOUNS] + towers.dense_bias, target.float(), reduction="sum"
-    ) / filled.sum().clamp(min=1)
-    loss = by_leaf + by_noun + 0.1 * absent + config.image_weight * image_loss / config.batch
-    if towers.position_head is not None:
-        places = patch_places().expand(len(features), -1, -1)
-        loss = loss + config.position_weight * F.mse_loss(towers.position_head(features), places)
-    return loss
+    marks = torch.from_numpy(batch.marks)
+    marked = marks >= 0
+    by_mark = F.cross_entropy(keys[marked] @ mark_text.T * dense, marks[marked]) if bool(marked.any()) else 0.0
+    which = noun[label.clamp(min=0)][:, None]
+    one = F.one_hot(which[:, 0], NUM_NOUNS) * filled[:, None]
+    first, second = torch.from_numpy(pairs).T
+    two = (which == first) | (which == second)
+    target = torch.cat([one, two & filled[:, None], filled[:, None].expand(-1, NUM_OPEN)], 1).float()
+    about = torch.cat([logits[:, :NUM_NOUNS], key @ torch.cat([pair, opened]).T * dense], 1) + towers.dense_bias
+    errors = F.binary_cross_entropy_with_logits(about, target, reduction="none")
+    filled_count = filled.sum().clamp(min=1)
+    absent = errors[:, : NUM_NOUNS + NUM_PAIRS].sum() / filled_count
+    objects = errors[:, NUM_NOUNS + NUM_PAIRS :].mean()
+    places = patch_places().expand(len(features), -1, -1)
+    position = F.mse_loss(towers.position_head(features), places)
+    return (
+        by_leaf
+        + by_noun
+        + 0.5 * by_mark
+        + 0.1 * absent
+        + 0.5 * objects
+        + config.image_weight * image_loss / config.batch
+        + config.position_weight * position
+    )
 
 
-def decoded_clip(scene: Scene, folder: Path, num_frames: int = 16) -> tuple[Pixels, Pixels]:
-    """A scene written as H.264 and read back: uint8[T, H, W, 3] frames, uint8[T, H, W] labels."""
-    frames, labels = render(scene, RENDER_SIZE, num_frames)
+def decoded_clip(scene: Scene, folder: Path) -> tuple[Pixels, NDArray[np.uint16]]:
+    """A scene written as H.264 and read back: uint8[T, H, W, 3] frames, uint16[T, H, W] labels."""
+    frames, labels = render(scene)
     path = folder / "clip.mp4"
     write_video(path, frames)
     return read_frames(path).frames, labels
@@ -275,36 +351,48 @@ def evaluate(
         `naming`: share of filled patches whose nearest of the 80 full names is right (`num_patches` of them);
         `pointing`: share of visible objects whose instruction's best patch touches the object (`num_objects`);
         `retrieval`: share of single-object frames whose image embedding is nearest to the right noun (`num_single`);
-        `presence_auc`: probability that a present noun's best patch scores higher than an absent noun's.
+        `marks`: share of dots whose patch is nearest to the right colour of dot (`num_marks`);
+        `presence_auc`: probability that a present noun's best patch scores higher than an absent noun's;
+        `place_error`: mean distance of the read-out place from the true one, in patches.
     """
     towers.eval()
     folder.mkdir(parents=True, exist_ok=True)
     rng = generator(seed, 77)
     names = towers.encode_text(tokenize(tokenizer, list(NAMES)))
-    naming, pointing, retrieval, positive, negative = [], [], [], [], []
+    dots = towers.encode_text(tokenize(tokenizer, [MARK_PHRASES[1].format(c=color) for color in MARK_COLORS]))
+    extents = bundled_sprites().extents
+    naming, pointing, retrieval, marks, positive, negative, errors = [], [], [], [], [], [], []
     for index in range(num_clips):
         scene = make_scene(clip_seed(seed, "val", index))
         frames, masks = decoded_clip(scene, folder)
         chosen = [1, 6, 11, 15]
-        keys, images, _ = towers.encode_images(preprocess(frames[chosen]))
-        for mask, key, image in zip(masks[chosen], keys, images, strict=True):
+        keys, images, features = towers.encode_images(preprocess(frames[chosen]))
+        errors.append((towers.position_head(features) - patch_places()).norm(dim=-1).mean().item() * (GRID - 1) / 2)
+        for number, mask, key, image in zip(chosen, masks[chosen], keys, images, strict=True):
             labels = torch.from_numpy(patch_labels(mask, scene))
             filled = labels >= 0
             if not filled.any():
                 continue
             nearest = torch.tensor(LEAF)[(key[filled] @ names[LEAF].T).argmax(1)]
             naming += (nearest == labels[filled]).tolist()
+            moment = number / (len(frames) - 1)
+            for place, colour in enumerate(mark_labels(mask, scene, extents, moment)):
+                if colour >= 0:
+                    marks.append(int((key[place] @ dots.T).argmax()) == colour)
             touched = rearrange(mask, "(gh ph) (gw pw) -> (gh gw) (ph pw)", gh=GRID, gw=GRID)
             seen = [i for i in range(len(scene.objects)) if (mask == i + 1).any()]
+            if not seen:
+                continue
             if len(seen) == 1:
                 best = int((image @ names[:NUM_NOUNS].T).argmax())
                 retrieval.append(NOUNS[best] == scene.objects[seen[0]].noun)
             absent = [noun for noun in NOUNS if noun not in {item.noun for item in scene.objects}]
             asked = [scene.objects[i].noun for i in seen] + [absent[rng.integers(len(absent))] for _ in seen]
-            texts = [q.fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in asked]
+            texts = [fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in asked]
             score = towers.encode_text(tokenize(tokenizer, texts)) @ key.T
             for row, i in zip(score, seen, strict=False):
-                pointing.append(bool((touched[int(row.argmax())] == i + 1).any()))
+                same = [j + 1 for j, item in enumerate(scene.objects) if item.noun == scene.objects[i].noun]
+                pointing.append(bool(np.isin(touched[int(row.argmax())], same).any()))
             positive += score[: len(seen)].amax(1).tolist()
             negative += score[len(seen) :].amax(1).tolist()
     towers.train()
@@ -316,6 +404,9 @@ def evaluate(
         "num_objects": len(pointing),
         "retrieval": float(np.mean(retrieval)),
         "num_single": len(retrieval),
+        "marks": float(np.mean(marks)),
+        "num_marks": len(marks),
+        "place_error": float(np.mean(errors)),
         "presence_auc": float(wins.mean()),
     }
 
@@ -353,20 +444,12 @@ def train(
         num_eval_clips: validation clips that the finished encoder is measured on.
 
     Raises:
-        ValueError: `out` holds a run of another configuration, or `config.init` holds no run to go on from.
+        ValueError: `out` holds a run of another configuration.
     """
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer()
     towers = Towers(len(tokenizer), tokenizer.convert_tokens_to_ids("<pad>"))
-    if config.init is None:
-        whiten_stem(towers, config.seed)
-    else:
-        path = Path(config.init) / "resume.pt"
-        if not path.is_file():
-            raise ValueError(f"there is no run to go on from in {config.init} (resume.pt is missing)")
-        towers.load_state_dict(torch.load(path, weights_only=True)["towers"])
-    if config.position_weight > 0:
-        towers.add_position_head(config.position_start)
+    whiten_stem(towers, config.seed)
     matrices = [p for p in towers.parameters() if p.ndim > 1]
     others = [p for p in towers.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -395,8 +478,7 @@ def train(
                 warm = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(config, step, steps or 10**9)
-            # A second phase must not see the frames of the first one again.
-            loss = loss_of(towers, tokenizer, config, step if config.init is None else _SECOND_PHASE + step)
+            loss = loss_of(towers, tokenizer, config, step)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
