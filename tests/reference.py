@@ -233,7 +233,8 @@ def local_branch(
     else:
         is_guided = True
     pooled = values if values.shape[-1] == keys.shape[-1] else keys
-    if "local.logit_scale" in params and is_guided:
+    takes_cosines = "local.logit_scale" in params and setting.dialect == "paper"
+    if takes_cosines or ("local.logit_scale" in params and is_guided):
         keys = torch.stack([unit(key) for key in keys.flatten(0, 2)]).view_as(keys)
         if setting.local_injection == "fine":
             instruction = torch.stack([unit(token) for token in instruction])
@@ -258,6 +259,8 @@ def local_branch(
                     query = trilinear(pooled, (i, j, m), num_groups)
                 query = gate(params, "local.query_gate", query)
                 query = inject(params, "local", setting.local_injection, setting.dialect, query, instruction)
+                if takes_cosines and setting.local_injection != "direct":
+                    query = unit(query)
                 output, weights, logits = local_attention(params, query, values, keys, group)
                 output = output + evidence(params, "local", [logits])
                 outputs.append(mlp(params, "local.readout", output))

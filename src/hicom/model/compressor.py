@@ -286,7 +286,10 @@ class LocalCompressor(nn.Module):
         keys = raw_keys = keys_FHWK if keys_FHWK is not None and is_given else values_FHWD
         if injector is not None and keys.shape[-1] != injector.dim:
             raise ValueError(f"keys=None, but values of width {keys.shape[-1]} cannot be keys of width {injector.dim}")
-        if self.use_logit_scale and (is_given or injector is not None):
+        # The release leaves keys as they are where no instruction meets them. Raw features under a temperature make a
+        # softmax that sees one patch; so the paper's dialect, which says nothing of this, takes cosines throughout.
+        takes_cosines = self.use_logit_scale and self.dialect == "paper"
+        if takes_cosines or (self.use_logit_scale and (is_given or injector is not None)):
             keys = normalize(keys)
         if self.key_gate is not None:
             keys = self.key_gate(keys)
@@ -308,6 +311,8 @@ class LocalCompressor(nn.Module):
                 query = self.query_gate(query)
             if injector is not None:
                 query = self.inject(injector, query, plan, instruction)
+            if takes_cosines:
+                query = normalize(query)
             logits = torch.einsum("gabthwd,gabd->gabthw", gather_windows(keys, plan, window), query)
         if self.use_logit_scale:
             logits = logits * self.logit_scale.exp() + self.logit_bias
