@@ -21,6 +21,7 @@ MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
 VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
+QUESTIONS, RENDER, DATASET = "hicom/world/questions.py", "hicom/world/render.py", "hicom/world/dataset.py"
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,48 @@ FAULTS = [
         "return (seed, SPLITS.index(split), index)",
         "return (seed, 0, index)",
         "tests/world/test_scenes.py::test_splits_are_disjoint",
+    ),
+    Fault(
+        "training shows the held-out pairs of nouns",
+        SCENES,
+        "        elif any(held_out):\n            continue\n",
+        "",
+        "tests/world/test_scenes.py::test_held_out_pairs_are_seen_in_their_split_alone",
+    ),
+    Fault(
+        "boxes are a tenth too small",
+        SCENES,
+        "half = [0.5 * length * part for part in extent]",
+        "half = [0.45 * length * part for part in extent]",
+        "tests/world/test_render.py::test_boxes_are_the_extent_of_what_is_drawn",
+    ),
+    Fault(
+        "the right option comes first more often",
+        QUESTIONS,
+        "place = int(self.rng.integers(len(options) + 1))",
+        "place = int(self.rng.integers(len(options) + 1) * (self.rng.random() < 0.7))",
+        "tests/world/test_questions.py::test_words_alone_stay_at_chance",
+    ),
+    Fault(
+        "where something ends is answered by where it is in the middle",
+        QUESTIONS,
+        '("position_end", 1.0)',
+        '("position_end", 0.5)',
+        "tests/world/test_questions.py::test_answers_follow_from_the_ground_truth",
+    ),
+    Fault(
+        "masks show what is hidden",
+        RENDER,
+        "labels[area][solid] = label",
+        "labels[area][solid & (labels[area] == 0)] = label",
+        "tests/world/test_render.py::test_the_object_on_top_hides_the_one_below",
+    ),
+    Fault(
+        "a data set that lost a clip looks finished",
+        DATASET,
+        "if not (dst / video_name(split, i)).exists()",
+        "if not dst.exists()",
+        "tests/world/test_dataset.py::test_a_lost_file_is_noticed_and_restored",
     ),
     Fault(
         "training of the towers resumes without its optimizer",

@@ -198,7 +198,7 @@ def test_info_describes_and_convert_converts_an_official_checkpoint(hicom: Hicom
     ("args", "message"),
     [
         (["aks"], "unknown command 'aks'; did you mean 'ask'?"),
-        (["clip.mp4", "what?"], "unknown command 'clip.mp4'; choose one of ask, chat, info, convert, train, world"),
+        (["clip.mp4", "what?"], "unknown command 'clip.mp4'; choose one of ask, chat, look, info, convert, train"),
         (["world", "mkae"], "unknown world command 'mkae'; did you mean 'make'?"),
         (["train", "no-such-recipe"], "unknown recipe 'no-such-recipe'; "),
     ],
@@ -234,9 +234,111 @@ def test_help_lists_every_command(hicom: Hicom) -> None:
     assert hicom().success() == out
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "info", "convert", "train", "world"])
+@pytest.mark.parametrize("name", ["ask", "chat", "look", "info", "convert", "train", "world"])
 def test_every_command_has_help(hicom: Hicom, name: str) -> None:
     assert f"usage: hicom {name}" in hicom(name, "--help").success()
+
+
+# The sprite world
+
+NONE = [f"--{split}=0" for split in ("train", "val", "test", "test-pairs", "test-scenes", "test-long")]
+SMALL = ["--width", 64, "--height", 48]
+
+
+def test_world_make_writes_a_data_set(hicom: Hicom, tmp_path: Path) -> None:
+    options = [*NONE[3:], *SMALL, "--train", 2, "--val", 1, "--test", 1, "--seed", 3, "--masks", "--num-workers", 1]
+    out = hicom("world", "make", tmp_path / "w", *options, "--families", "presence", "colour").success()
+    assert out == f"{tmp_path / 'w'}\n"
+    settings = json.loads((tmp_path / "w" / "world.json").read_text())["settings"]
+    assert settings["num_clips"] == {"train": 2, "val": 1, "test": 1}
+    assert settings["masks"]
+    assert settings["world"]["seed"] == 3
+    assert settings["world"]["families"] == ["presence", "colour"]
+    assert (settings["world"]["config"]["width"], settings["world"]["config"]["height"]) == (64, 48)
+    for file in ("train/tune.jsonl", "test/choice.jsonl", "val/masks.jsonl", "train/videos/000001.mp4"):
+        assert (tmp_path / "w" / file).is_file()
+    info = json.loads(hicom("info", tmp_path / "w/train/videos/000000.mp4", "--json").success())
+    assert (info["width"], info["height"], info["num_frames"]) == (64, 48, 16)
+    # Again with other settings.
+    error = hicom("world", "make", tmp_path / "w", *options).error()
+    assert "holds a data set with other settings (world)" in error
+
+
+def test_world_preview_draws_a_sheet_or_a_clip(hicom: Hicom, tmp_path: Path) -> None:
+    options = ["--num-clips", 2, "--split", "test_pairs", "--index", 5, "--fps", 12]
+    assert hicom("world", "preview", tmp_path / "a.png", *options).success() == f"{tmp_path / 'a.png'}\n"
+    hicom("world", "preview", tmp_path / "a.mp4", *options, *SMALL).success()
+    info = json.loads(hicom("info", tmp_path / "a.mp4", "--json").success())
+    assert info["num_frames"] == 24
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.mp4"}
+
+
+@pytest.mark.parametrize("command", ["make", "preview"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fps", 0], "fps=0.0 must be above 0"),
+        (["--fps", -3], "fps=-3.0"),
+        (["--duration-s", 0], "duration_s=0.0 must be above 0"),
+        (["--duration-s", 9999], "30 minutes"),
+        (["--width", 0], "width=0 must be an even number"),
+        (["--seed", -1], "seed=-1 must not be negative"),
+        (["--sprites", "no-such-folder"], "there is no folder no-such-folder with sprite images"),
+        (["--families", "which", "wich"], "unknown question families wich: choose some of which, direction, presence"),
+        (["--families"], "no question families are given: choose some of which"),
+    ],
+)
+def test_impossible_worlds(hicom: Hicom, tmp_path: Path, command: str, options: list[Any], message: str) -> None:
+    out = tmp_path / ("out.png" if command == "preview" else "out")
+    assert message in hicom("world", command, out, *options).error()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "holds 0 usable images"), (b"no png", "no usable sprite image")]
+)
+def test_unusable_sprites(hicom: Hicom, tmp_path: Path, content: bytes | None, message: str) -> None:
+    folder = tmp_path / "sprites"
+    folder.mkdir()
+    if content:
+        (folder / "dog.png").write_bytes(content)
+    error = hicom("world", "make", tmp_path / "out", "--sprites", folder).error()
+    assert message in error
+    assert "sprites" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--val", -1], "-1 clips of split val: the number must not be negative"),
+        (NONE, "no clips are asked for"),
+        (["--num-workers", 0], "num_workers=0 must be at least 1"),
+    ],
+)
+def test_wrong_numbers_of_clips(hicom: Hicom, tmp_path: Path, options: list[Any], message: str) -> None:
+    assert message in hicom("world", "make", tmp_path / "out", *options).error()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.gif", [], "the suffix '.gif' is none of .png and .mp4"),
+        ("none/a.png", [], "there is no folder"),
+        ("a.png", ["--num-clips", 0], "num_clips=0"),
+        ("a.png", ["--index", -1], "index=-1"),
+        ("a.png", ["--split", "dev"], "unknown split 'dev': choose one of train, val"),
+    ],
+)
+def test_wrong_previews(hicom: Hicom, tmp_path: Path, name: str, options: list[Any], message: str) -> None:
+    assert message in hicom("world", "preview", tmp_path / name, *options).error()
+
+
+def test_the_world_group_lists_its_commands(hicom: Hicom) -> None:
+    out = hicom("world").success()
+    assert "\n  make " in out
+    assert "\n  preview " in out
+    for name in ("make", "preview"):
+        assert f"usage: hicom world {name}" in hicom("world", name, "--help").success()
 
 
 # Wrong videos

@@ -24,6 +24,7 @@ from hicom import __version__
 
 if TYPE_CHECKING:
     from hicom.inference import Answer, EncodedVideo, VideoChat
+    from hicom.world.dataset import World
 
 Row = tuple[str, str]
 ASSETS = Path(__file__).parent / "assets"
@@ -85,7 +86,10 @@ class FrameOptions:
     def encode(self, chat: VideoChat, source: str) -> EncodedVideo:
         """Return the video `source`, decoded and through the vision encoder."""
         with progress(f"watching {source}"):
-            return chat.encode(source, **given(self))
+            video = chat.encode(source, **given(self))
+        if caution := chat.caution(video):
+            print(f"note: {caution}", file=sys.stderr)
+        return video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,49 @@ def chat(
             print(flush=True)
 
 
+def look(
+    video: Video,
+    question: Annotated[Positional[str], arg(metavar="QUESTION")],
+    *,
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")],
+    model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
+    frames: OmitArgPrefixes[FrameOptions] = FrameOptions(),
+    answer: OmitArgPrefixes[AnswerOptions] = AnswerOptions(),
+    as_json: AsJson = False,
+) -> None:
+    """Show where the model looks when it answers a question.
+
+    Args:
+        video: a video file, a folder of frames, a GIF or a WebP.
+        question: the question.
+        output: the picture to write: .png (up to 8 frames side by side), .gif or .mp4 (all frames in time).
+        model: which model answers, and where it runs.
+        frames: which frames of the video the model sees.
+        answer: how the video is compressed and the answer is written.
+        as_json: print where each branch looks in each frame, as JSON.
+    """
+    from hicom.video import probe
+
+    if not question.strip():
+        raise ValueError("the question is empty")
+    probe(video)
+    from hicom.look import check_output, save_look
+    from hicom.look import look as look_at
+
+    check_output(output)
+    chat = model.load()
+    with progress(f"looking at {video}"):
+        found = look_at(chat, video, question, **given(frames), **answer.keywords())
+    if found.caution:
+        print(f"note: {found.caution}", file=sys.stderr)
+    with progress(f"drawing {output}"):
+        save_look(found, output)
+    if as_json:
+        print_json({"output": str(output), **found.facts()})
+    else:
+        print_table([("answer", str(found.answer)), ("written", str(output))])
+
+
 def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJson = False) -> None:
     """Describe a video or a checkpoint, without loading its weights.
 
@@ -246,40 +293,113 @@ def train(args: Sequence[str]) -> None:
 
 
 def world(args: Sequence[str]) -> None:
-    """Make a data set of procedural clips and questions."""
+    """Make or preview a data set of procedural clips and questions."""
+    commands: dict[str, Callable[..., None]] = {"make": world_make, "preview": world_preview}
     if not args or args[0] in ("-h", "--help"):
-        print("usage: hicom world make DST [OPTIONS]    (hicom world make --help lists them)")
+        print("usage: hicom world COMMAND ...    (hicom world COMMAND --help lists its options)\n\ncommands:")
+        print_table([(f"  {name}", summary(command)) for name, command in commands.items()])
         return
-    parse(lookup("world command", args[0], {"make": make_world}), f"world {args[0]}", args[1:])
+    parse(lookup("world command", args[0], commands), f"world {args[0]}", args[1:])
 
 
-def make_world(
+@dataclass(frozen=True, kw_only=True)
+class SceneOptions:
+    """What the clips look like and what is asked about them."""
+
+    seed: int = 0
+    """the same seed makes the same data set on every machine"""
+    width: int = 128
+    """of a frame, in pixels"""
+    height: int = 128
+    """of a frame, in pixels"""
+    fps: float = 8.0
+    """frames per second"""
+    duration_s: float = 2.0
+    """length of a clip, up to 1800 seconds; eight times that in test_long"""
+    sprites: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """named images (fire_truck.png) to show in place of the bundled sprites"""
+    families: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")] = None
+    """families of questions; by default all"""
+
+    def world(self) -> World:
+        """Return the world.
+
+        Raises:
+            ValueError: a value is impossible, or the folder of sprites is not usable.
+        """
+        from hicom.world.dataset import make_world
+        from hicom.world.questions import FAMILIES
+        from hicom.world.scenes import WorldConfig
+
+        config = WorldConfig(width=self.width, height=self.height, fps=self.fps, duration_s=self.duration_s)
+        families = FAMILIES if self.families is None else self.families
+        return make_world(self.seed, config, self.sprites, families)
+
+
+def world_make(
     dst: Annotated[Positional[Path], arg(metavar="DST")],
     *,
-    train: int = 12000,
+    train: int = 20000,
     val: int = 500,
-    test: int = 1000,
-    seed: int = 0,
+    test: int = 2000,
+    test_pairs: int = 1000,
+    test_scenes: int = 1000,
+    test_long: int = 300,
+    scenes: OmitArgPrefixes[SceneOptions] = SceneOptions(),
+    masks: bool = False,
     num_workers: int = 2,
 ) -> None:
-    """Write clips of the sprite world and questions about them; an interrupted run goes on where it stopped.
+    """Write clips, questions and ground truth; an interrupted run goes on where it stopped.
 
     Args:
         dst: the folder to write.
         train: clips to train on.
         val: clips to watch while training.
         test: clips to report on.
-        seed: the same seed makes the same data set on every machine.
+        test_pairs: clips of nouns that no training clip shows together.
+        test_scenes: clips with backgrounds and motions that no training clip has.
+        test_long: clips eight times as long.
+        scenes: what the clips look like and what is asked about them.
+        masks: also write the mask of every object in every frame.
         num_workers: processes that render and encode.
     """
     from hicom.world.dataset import make_dataset
 
-    print(make_dataset(dst, {"train": train, "val": val, "test": test}, seed=seed, num_workers=num_workers))
+    counts = {"train": train, "val": val, "test": test}
+    counts |= {"test_pairs": test_pairs, "test_scenes": test_scenes, "test_long": test_long}
+    print(make_dataset(dst, counts, scenes.world(), with_masks=masks, num_workers=num_workers))
+
+
+def world_preview(
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    *,
+    split: str = "test",
+    index: int = 0,
+    num_clips: int = 6,
+    scenes: OmitArgPrefixes[SceneOptions] = SceneOptions(),
+) -> None:
+    """Draw clips with their boxes, questions and answers, without writing a data set.
+
+    Args:
+        out: the file to write: .png (a row of frames for each clip) or .mp4 (the first clip).
+        split: train, val, test, test_pairs, test_scenes or test_long.
+        index: number of the first clip.
+        num_clips: clips on the picture.
+        scenes: what the clips look like and what is asked about them.
+    """
+    from hicom.world.preview import check_output, save_preview
+
+    check_output(out)
+    made = scenes.world()
+    with progress(f"drawing {out}"):
+        save_preview(out, made, split, index, num_clips)
+    print(out)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "ask": ask,
     "chat": chat,
+    "look": look,
     "info": info,
     "convert": convert,
     "train": train,

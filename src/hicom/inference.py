@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import TextIteratorStreamer
 
+from .data.domain import Domain, load_domain
 from .model.compressor import CompressorOutput
 from .model.convert import is_official, load_official, read_json, resolve_folder, tensor_shapes
 from .model.instruction import extract_instruction
@@ -98,11 +99,15 @@ class VideoChat:
     Args:
         model: the model; it is put into evaluation mode.
         processor: its processor.
+        domain: what the model was trained on, where its folder says so.
     """
 
-    def __init__(self, model: HIComForConditionalGeneration, processor: HIComProcessor) -> None:
+    def __init__(
+        self, model: HIComForConditionalGeneration, processor: HIComProcessor, domain: Domain | None = None
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.domain = domain
         if model.generation_config.eos_token_id is None:
             model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         if model.generation_config.pad_token_id is None:
@@ -165,7 +170,7 @@ class VideoChat:
             processor = HIComProcessor.from_pretrained(folder)
         if device is not None:
             model = model.to(device)
-        return cls(model, processor)
+        return cls(model, processor, load_domain(folder))
 
     @torch.inference_mode()
     def encode(
@@ -212,6 +217,13 @@ class VideoChat:
             keys = [part.keys for part in parts if part.keys is not None]
             features = VisionFeatures(torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None)
         return EncodedVideo(features, video.timestamps_s, video.info, timings)
+
+    def caution(self, video: EncodedVideo) -> str | None:
+        """Return what to tell the user if the video is unlike all that the model was trained on, else None."""
+        if self.domain is None or self.domain.is_like(video.features.values):
+            return None
+        known = self.domain.description
+        return f"this video is unlike what the model was trained on ({known}); do not trust its answers"
 
     @overload
     def ask(self, video: Any, question: str, **kwargs: Any) -> Answer: ...

@@ -72,6 +72,7 @@ class Look:
         conditional: attention as the question steers it; None for a model that no instruction steers.
         unconditional: attention of the same weights without an instruction; None for released weights that cannot do
             without one.
+        caution: what to tell the user where the video is unlike all that the model was trained on; else None.
     """
 
     question: str
@@ -80,6 +81,7 @@ class Look:
     timestamps_s: NDArray[np.float64]
     conditional: Maps | None
     unconditional: Maps | None
+    caution: str | None = None
 
     @property
     def views(self) -> dict[str, Floats]:
@@ -159,7 +161,7 @@ def look(
     if not isinstance(video, VideoFrames):
         video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)
     frames = pad_to_square(video.frames, chat.processor.image_mean)
-    return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional)
+    return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional, chat.caution(encoded))
 
 
 # Maps

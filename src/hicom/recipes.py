@@ -47,10 +47,13 @@ TINY_WINDOWS: tuple[Window, ...] = ((4, 4, 4), (2, 4, 4), (8, 4, 4), (4, 8, 8))
 """Drawn from in stage `tune`, so one set of weights serves many budgets; the model's own comes first."""
 
 
+ABOUT = "procedural clips of sprites and coloured shapes; `hicom world preview` shows some"
+
+
 def tiny_data(*names: str) -> DataConfig:
     """Return records of the sprite world, which `hicom world make runs/world` writes."""
     records = tuple(f"runs/world/train/{name}.jsonl" for name in names)
-    return DataConfig(records=records, root="runs/world", num_frames=8, cache="runs/features")
+    return DataConfig(records=records, root="runs/world", num_frames=8, cache="runs/features", about=ABOUT)
 
 
 def tiny_llm() -> TrainConfig:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, SiglipModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, SiglipModel
 
+from ..inference import embedded_models, find_model
 from ..model.config import HIComConfig
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
@@ -26,20 +28,18 @@ def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcesso
     Raises:
         ValueError: there is no dual encoder in `parts.towers`, or no model in `parts.language_model`.
     """
-    if not (Path(parts.towers) / "config.json").is_file():
-        raise ValueError(f"there is no SigLIP dual encoder in {parts.towers}; train one, or name its folder")
-    towers = SiglipModel.from_pretrained(parts.towers)
-    instruction_tokenizer = AutoTokenizer.from_pretrained(parts.towers)
+    vision_tower, instruction_encoder, instruction_tokenizer = load_towers(find(parts.towers))
     donor: HIComForConditionalGeneration | None = None
     if parts.language_model is None:
-        tokenizer = AutoTokenizer.from_pretrained(parts.towers)
+        tokenizer = copy.deepcopy(instruction_tokenizer)
         add_chat_tokens(tokenizer)
         text_config = new_language_model(parts, tokenizer)
     else:
-        if not (Path(parts.language_model) / "config.json").is_file():
-            raise ValueError(f"there is no model in {parts.language_model} to take the language model from")
-        donor = HIComForConditionalGeneration.from_pretrained(parts.language_model, dtype=torch.float32)
-        tokenizer = HIComProcessor.from_pretrained(parts.language_model).tokenizer
+        folder = find(parts.language_model)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"there is no model in {folder} to take the language model from")
+        donor = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = HIComProcessor.from_pretrained(folder).tokenizer
         text_config = donor.config.text_config
     fields = {
         "window": parts.window,
@@ -48,17 +48,17 @@ def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcesso
         "vision_feature_layer": parts.vision_feature_layer,
     }
     config = HIComConfig(
-        vision_config=towers.config.vision_config,
-        instruction_config=towers.config.text_config,
+        vision_config=vision_tower.config,
+        instruction_config=instruction_encoder.config,
         text_config=text_config,
         video_token_id=int(tokenizer.convert_tokens_to_ids("<video>")),
         image_token_id=int(tokenizer.convert_tokens_to_ids("<image>")),
         **(fields | parts.config),
     )
     model = HIComForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(towers.vision_model.state_dict())
+    model.model.vision_tower.load_state_dict(vision_tower.state_dict())
     if model.model.instruction_encoder is not None:  # nothing steers the baselines
-        model.model.instruction_encoder.load_state_dict(towers.text_model.state_dict())
+        model.model.instruction_encoder.load_state_dict(instruction_encoder.state_dict())
     if donor is not None:
         model.model.language_model.load_state_dict(donor.model.language_model.state_dict())
         model.lm_head.load_state_dict(donor.lm_head.state_dict())
@@ -66,6 +66,28 @@ def assemble(parts: Parts) -> tuple[HIComForConditionalGeneration, HIComProcesso
     model.generation_config.pad_token_id = text_config.pad_token_id
     processor = HIComProcessor.from_config(config, tokenizer, instruction_tokenizer, num_frames=parts.num_frames)
     return model, processor
+
+
+def find(name: str) -> Path:
+    """Return a folder, which may be given by the name of an embedded model."""
+    return find_model(name) if name in embedded_models() else Path(name)
+
+
+def load_towers(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the vision tower and the text tower of a SigLIP dual encoder or of a HICom model, and their tokenizer.
+
+    Raises:
+        ValueError: the folder holds neither.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"there is no SigLIP dual encoder in {folder}; train one, or name its folder")
+    if AutoConfig.from_pretrained(folder).model_type != HIComConfig.model_type:
+        towers = SiglipModel.from_pretrained(folder)
+        return towers.vision_model, towers.text_model, AutoTokenizer.from_pretrained(folder)
+    model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model
+    if model.instruction_encoder is None:
+        raise ValueError(f"no instruction steers the model in {folder}, so it has no text tower to take")
+    return model.vision_tower, model.instruction_encoder, HIComProcessor.from_pretrained(folder).instruction_tokenizer
 
 
 def new_language_model(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:

@@ -25,6 +25,8 @@ class DataConfig:
         num_frames: frames of every video, spread evenly.
         cache: folder for the frozen vision tower's features; None: the tower runs in every step.
         on_bad_video: an unreadable video stops the run, or its samples are left out (`skip`), counted and named.
+        about: what the videos are, in words that finish "this model was trained on ..."; with `cache`, the trained
+            model then knows when a video is unlike them. None: it does not.
     """
 
     records: tuple[str, ...]
@@ -32,6 +34,7 @@ class DataConfig:
     num_frames: int = 32
     cache: str | None = None
     on_bad_video: OnBadVideo = "stop"
+    about: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,10 @@ class Parts:
     """A model put together of trained towers, an untrained compressor and a small language model.
 
     Attributes:
-        towers: folder of a SigLIP dual encoder and its tokenizer.
-        language_model: folder of a HICom model whose language model and tokenizer are taken; None: random weights of
-            the sizes that follow.
+        towers: folder of a SigLIP dual encoder and its tokenizer, or of a HICom model (or its embedded name) to take
+            both towers from.
+        language_model: folder or embedded name of a HICom model whose language model and tokenizer are taken; None:
+            random weights of the sizes that follow.
         hidden_size: width of the language model.
         intermediate_size: width inside its MLPs.
         num_layers: its layers.
@@ -90,7 +94,7 @@ class TrainConfig:
     Attributes:
         name: of the run, and of its folder in a chain.
         out: run folder. Run again, an interrupted run goes on from its last checkpoint.
-        init: folder of the model to start from: a stage's `<out>/model`, or any checkpoint with its processor.
+        init: model to start from: a stage's `<out>/model`, any checkpoint with its processor, or an embedded name.
         parts: put the model together of these in place of `init`.
         data: what is learnt from.
         stage: what is trained.

@@ -31,11 +31,12 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from ..data.collate import Collator, SampleSet
+from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
 from ..data.records import read_records
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
-from .assemble import assemble
+from .assemble import assemble, find
 from .config import Chain, TrainConfig
 from .stages import make_optimizer, resolve
 
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
 """Empty file that a checkpoint gets last: without it the write was interrupted."""
+DOMAIN_VIDEOS = 2000
+"""About as many samples say what the model was trained on."""
 PACKAGES = ("accelerate", "av", "hicom", "numpy", "torch", "transformers")
 
 
@@ -219,10 +222,11 @@ def load(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProce
         set_seed(config.seed)
         return assemble(config.parts)
     assert config.init is not None
-    if not (Path(config.init) / "config.json").is_file():
-        raise ValueError(f"there is no model in {config.init} to start {config.name} from; run the stage before first")
-    model = HIComForConditionalGeneration.from_pretrained(config.init, dtype=torch.float32)
-    return model, HIComProcessor.from_pretrained(config.init)
+    folder = find(config.init)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"there is no model in {folder} to start {config.name} from; run the stage before first")
+    model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model, HIComProcessor.from_pretrained(folder)
 
 
 def make_data(
@@ -333,12 +337,24 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     if is_main():
         model.save_pretrained(out / "model")
         processor.save_pretrained(out / "model")
+        assert isinstance(trainer.train_dataset, SampleSet)
+        assert isinstance(trainer.data_collator, Collator)
+        save_domain(config, trainer.train_dataset, trainer.data_collator.store, out / "model")
         (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", "utf-8")
         stamp["status"], stamp["loss"] = "finished", result.training_loss
         callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback))
         callback.keep_time()
     # Every process of a chain loads the model that the main one writes.
     trainer.accelerator.wait_for_everyone()
+
+
+def save_domain(config: TrainConfig, samples: SampleSet, store: FeatureStore | None, folder: Path) -> None:
+    """Tell the model what it was trained on, if the run says so and its features are kept."""
+    if config.data.about is None or store is None:
+        return
+    some = [samples[i][1] for i in range(0, len(samples), max(1, len(samples) // DOMAIN_VIDEOS))]
+    videos = sorted({video for sample in some for video in sample.videos})
+    fit_domain((store.read([video], "values") for video in videos), config.data.about).save(folder)
 
 
 def leave_process_group() -> None:

@@ -17,6 +17,7 @@ an interrupted `make_dataset` is finished by calling it again.
 import dataclasses
 import json
 import multiprocessing
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -24,6 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 
 from hicom.world.questions import FAMILIES, Asker, Question
@@ -47,6 +49,8 @@ CHOICE_SHARE = 0.25
 """Share of the training questions that list options."""
 ROUNDS = 2
 """Training clips are asked twice, with other words and other objects; held-out clips once."""
+RARE, EXTRA_ROUNDS = ("order", "before", "count", "neighbour", "needle", "generic"), 2
+"""Families that few clips allow are asked more often in training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class World:
         families: question families that are asked; those of `FAMILIES`.
 
     Raises:
-        ValueError: a family does not exist.
+        ValueError: a family does not exist, or the seed is negative.
     """
 
     seed: int = 0
@@ -69,9 +73,13 @@ class World:
     families: tuple[str, ...] = FAMILIES
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
         unknown = [family for family in self.families if family not in FAMILIES]
-        if unknown or not self.families:
-            raise ValueError(f"there are no question families {unknown}: choose some of {', '.join(FAMILIES)}")
+        if unknown:
+            raise ValueError(f"unknown question families {', '.join(unknown)}: choose some of {', '.join(FAMILIES)}")
+        if not self.families:
+            raise ValueError(f"no question families are given: choose some of {', '.join(FAMILIES)}")
 
     def scene(self, split: str, index: int) -> Scene:
         """The scene of one clip."""
@@ -148,8 +156,12 @@ def ask(world: World, split: str, index: int, file: str) -> list[Question]:
         elif file == "pretrain":
             found += asker.descriptions()
         else:
-            asked = [question for question in asker.questions() if question.family in world.families]
+            asked = asker.questions()
+            for _ in range(EXTRA_ROUNDS if split == "train" else 0):
+                asked += [question for question in asker.questions() if question.family in RARE]
             for question in asked:
+                if question.family not in world.families:
+                    continue
                 as_choice = file == "choice" or (split == "train" and rng.random() < CHOICE_SHARE)
                 found.append(asker.as_choice(question) if as_choice else question)
     return found
@@ -200,6 +212,17 @@ def _write_clips(dst: Path, world: World, split: str, indices: list[int]) -> int
     return len(indices)
 
 
+def _write_table(path: Path, world: World, count: int) -> int:
+    split, name = path.parent.name, path.stem
+    if name == "truth":
+        _write_jsonl(path, (truth(world, split, i) for i in range(count)))
+    elif name == "masks":
+        _write_jsonl(path, (masks(world, split, i) for i in range(count)))
+    else:
+        _write_jsonl(path, chain.from_iterable(records(world, split, i, name) for i in range(count)))
+    return count
+
+
 def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     partial = path.with_suffix(".part")
     with partial.open("w") as file:
@@ -228,7 +251,7 @@ def make_dataset(
         `dst`.
 
     Raises:
-        ValueError: unknown split, a number that is impossible, or `dst` holds a data set with other settings.
+        ValueError: unknown split, an impossible number, no clips at all, or `dst` holds a data set with other settings.
     """
     world = world or World()
     for split, count in num_clips.items():
@@ -238,6 +261,8 @@ def make_dataset(
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} must be at least 1")
     num_clips = {split: count for split, count in num_clips.items() if count}
+    if not num_clips:
+        raise ValueError("no clips are asked for: give at least one split a number above 0")
     settings = json.loads(json.dumps({"num_clips": num_clips, "world": dataclasses.asdict(world), "masks": with_masks}))
     started, finished = dst / "unfinished.json", dst / "world.json"
     for path in (started, finished):
@@ -259,20 +284,19 @@ def make_dataset(
 
     jobs = [(s, todo[i : i + CHUNK]) for s, todo in missing.items() for i in range(0, len(todo), CHUNK)]
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch threads can hang
-    with Progress() as progress, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
+    with bar as progress, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         task = progress.add_task("sprite world", total=sum(num_clips.values()))
         progress.advance(task, sum(num_clips.values()) - sum(map(len, missing.values())))
-        for job in as_completed([pool.submit(_write_clips, dst, world, split, todo) for split, todo in jobs]):
-            progress.advance(task, job.result())
-    for path in _tables(dst, settings):
-        split, name, count = path.parent.name, path.stem, num_clips[path.parent.name]
-        if name == "truth":
-            _write_jsonl(path, (truth(world, split, i) for i in range(count)))
-        elif name == "masks":
-            _write_jsonl(path, (masks(world, split, i) for i in range(count)))
-        else:
-            rows = (records(world, split, i, name) for i in range(count))
-            _write_jsonl(path, chain.from_iterable(rows))
+        tables = [path for path in _tables(dst, settings) if not path.exists()]  # they appear only when complete
+        try:
+            for job in as_completed([pool.submit(_write_clips, dst, world, split, todo) for split, todo in jobs]):
+                progress.advance(task, job.result())
+            for job in as_completed([pool.submit(_write_table, p, world, num_clips[p.parent.name]) for p in tables]):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all that is left would be written before the error is seen
+            raise
     for partial in dst.glob("*/videos/*.part"):
         partial.unlink()
     finished.write_text(

@@ -97,8 +97,6 @@ def join(names: Sequence[str]) -> str:
 
 def predicates(item: SceneObject) -> list[str]:
     """What is true of an object, in the words of `which` questions (keys of `PREDICATES`)."""
-    if item.is_brief:
-        return []
     return [item.way, *(["grows"] if item.growth > 1 else ["shrinks"] if item.growth < 1 else [])]
 
 
@@ -272,27 +270,29 @@ class Asker:
 
     def caption(self) -> str:
         """One sentence about the whole scene, from left to right."""
-        return join([f"{article(item.name)} {motion(item)}" for item in self.in_order])
+        return join([f"{article(item.name)} {motion(item.way)}" for item in self.in_order])
 
     def as_choice(self, question: Question) -> Question:
         """Return the question with up to four options and a letter as its answer; captions get made-up companions."""
         wrong: list[str] = []
         if question.family == "generic":
-            item = self.scene.objects[0]
-            while len(wrong) < 3:
-                name = item.name if self.rng.random() < 0.5 else self.pick(self.nouns)
+            # Two names and two ways in all four combinations: none of them says which is right.
+            item, other, way = self.scene.objects[0], self._any_name(), self.pick(WAYS)
+            while other == item.name:
+                other = self._any_name()
+            while way == item.way:
                 way = self.pick(WAYS)
-                text = f"{article(name)} {'stays still' if way == 'still' else f'moves {way}'}"
-                if text not in wrong and text != question.answer:
-                    wrong.append(text)
+            pairs = [(name, w) for name in (item.name, other) for w in (item.way, way)]
+            wrong = [f"{article(name)} {motion(w)}" for name, w in pairs][1:]
         elif len(question.options) <= len(LETTERS):
             wrong = [option for option in question.options if option != question.answer]
         else:
-            # What is in the clip too makes the hardest wrong options.
-            seen = [item.noun for item in self.named if item.noun != question.subject]
-            wrong = [noun for noun in dict.fromkeys(seen) if noun in question.options and noun != question.answer][:3]
+            # What is in the clip too makes the hardest wrong options; the others are as frequent as in clips.
+            is_noun = question.answer in self.nouns or question.answer in SHAPES
+            seen = [item.noun for item in self.named if item.noun not in (question.subject, question.answer)]
+            wrong = list(dict.fromkeys(seen))[:3] if is_noun else []
             while len(wrong) < 3:
-                option = self.pick(question.options)
+                option = self._any_noun() if is_noun else self.pick(question.options)
                 if option not in wrong and option != question.answer and option != question.subject:
                     wrong.append(option)
         options = [wrong[i] for i in self.rng.permutation(len(wrong))]
@@ -310,6 +310,15 @@ class Asker:
             informed_chance=question.informed_chance and max(1 / len(letters), question.informed_chance),
             form="choice",
         )
+
+    def _any_noun(self) -> str:
+        """A noun, as often as in clips."""
+        return self.pick(SHAPES if self.rng.random() < SHAPE_SHARE else self.nouns)
+
+    def _any_name(self) -> str:
+        """A full name, as often as in clips."""
+        noun = self._any_noun()
+        return f"{self.pick(tuple(COLORS))} {noun}" if noun in SHAPES else noun
 
     def questions(self) -> list[Question]:
         """One question of every family that the scene allows."""
@@ -350,7 +359,7 @@ class Asker:
         places = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
         first, last = (side(self.scene, item, time) for time in (item.enter, item.leave))
         begins = "appears late" if item.enter > 0 else "starts"
-        parts = [f"{begins} {places[first] if first else 'in the middle'}", motion(item)]
+        parts = [f"{begins} {places[first] if first else 'in the middle'}", motion(item.way)]
         if item.way in DIRECTIONS:
             parts.append(f"ends {places[last] if last else 'in the middle'}")
         if item.growth != 1:
@@ -362,9 +371,9 @@ class Asker:
         return f"the {item.name} {join(parts)}"
 
 
-def motion(item: SceneObject) -> str:
+def motion(way: str) -> str:
     """`moves left`, `stays still`."""
-    return "stays still" if item.way == "still" else f"moves {item.way}"
+    return "stays still" if way == "still" else f"moves {way}"
 
 
 def corpus(nouns: Sequence[str] = NOUNS[: -len(SHAPES)]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ MARK_SIZE = 0.34
 """Diameter of the dot relative to the object's longer side."""
 EPISODE_S = 4.0
 """Long clips are cut into episodes of about this length, each with objects of its own."""
+MIN_FRAMES = 9
+"""With fewer, what is there for a moment only could fall between two frames."""
 PASSES = 3
 """How often a bouncing object crosses its path."""
 
@@ -101,9 +104,10 @@ class WorldConfig:
             raise ValueError(f"fps={self.fps} must be above 0 and at most 120 frames per second")
         if not (math.isfinite(self.duration_s) and 0 < self.duration_s <= 1800):
             raise ValueError(f"duration_s={self.duration_s} must be above 0 and at most 1800 seconds (30 minutes)")
-        if self.num_frames < 2:
+        needed = max(MIN_FRAMES, 2 * self.num_episodes)
+        if self.num_frames < needed:
             raise ValueError(
-                f"{self.duration_s} s at {self.fps} frames per second are {self.num_frames} frames; 2 needed"
+                f"{self.duration_s} s at {self.fps} frames per second are {self.num_frames} frames; {needed} needed"
             )
         for name, choices in (
             ("backgrounds", BACKGROUNDS + HELD_OUT_BACKGROUNDS),
@@ -290,6 +294,13 @@ def is_held_out(first: str, second: str, nouns: Sequence[str]) -> bool:
     return (7919 * a + 104729 * b) % 10 == 0
 
 
+@lru_cache(maxsize=4)
+def _paired_nouns(nouns: tuple[str, ...]) -> frozenset[str]:
+    """Nouns that belong to at least one held-out pair."""
+    names = (*nouns, *SHAPES)
+    return frozenset(a for a in names if any(a != b and is_held_out(a, b, nouns) for b in names))
+
+
 def _uniform(rng: Generator, low: float, high: float) -> float:
     return low + (high - low) * float(rng.random())
 
@@ -298,16 +309,20 @@ def _choice(rng: Generator, items: Sequence[str]) -> str:
     return items[int(rng.integers(len(items)))]
 
 
-def _draw_nouns(rng: Generator, count: int, config: WorldConfig, taken: Sequence[str] = ()) -> list[str]:
-    """Different nouns, none of `taken`; no held-out pair, except where the clip is to show one."""
-    nouns: list[str] = []
-    while len(nouns) < count:
+def _draw_nouns(
+    rng: Generator, count: int, config: WorldConfig, taken: Sequence[str] = (), given: Sequence[str] = ()
+) -> list[str]:
+    """`given` and `count` more different nouns, none of `taken`; no held-out pair, except where the clip shows one."""
+    nouns = list(given)
+    while len(nouns) < count + len(given):
         noun = _choice(rng, SHAPES if rng.random() < SHAPE_SHARE else config.nouns)
         if noun in nouns or noun in taken:
             continue
+        if config.held_out_pairs and not nouns and noun not in _paired_nouns(config.nouns):
+            continue  # among few sprites some nouns have no held-out partner
         held_out = [is_held_out(noun, other, config.nouns) for other in nouns]
         if config.held_out_pairs:
-            if len(nouns) == 1 and not any(held_out):
+            if len(nouns) == 1 and not any(held_out) and nouns[0] in _paired_nouns(config.nouns):
                 continue
         elif any(held_out):
             continue
@@ -552,8 +567,7 @@ def _long(rng: Generator, config: WorldConfig) -> list[SceneObject]:
     places = dict(zip(rng.permutation(total)[: len(unique)].tolist(), unique, strict=True))
     objects: list[SceneObject] = []
     for episode in range(total):
-        nouns = _draw_nouns(rng, int(rng.integers(0, 3)), config, taken)
-        nouns += [places[episode]] if episode in places else []
+        nouns = _draw_nouns(rng, int(rng.integers(0, 3)), config, taken, [places[episode]] if episode in places else [])
         traits = [_draw_traits(rng, noun, config) for noun in nouns]
         # Gaps between the episodes keep what follows each other from being seen together.
         first, last = (episode + 0.02) / total, (episode + 0.98) / total
