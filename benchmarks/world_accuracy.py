@@ -3,6 +3,9 @@
 Every question is answered greedily, with the model's own processor. Beside the accuracy stand the number of questions,
 the 95 % Wilson interval, the same model with all vision features set to zero (text only), chance without the video, and
 chance of one who names a random object of the clip (informed).
+
+Several splits and files are measured one after the other: `--split test test_pairs --file tune choice wording`. The
+first split and file are the main result, the others follow in the JSON file under `others`.
 """
 
 import argparse
@@ -10,9 +13,10 @@ import collections
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +28,7 @@ from hicom.model.processing import HIComProcessor
 from hicom.train.run import git_commit, hardware
 
 KEYS = ("accuracy", "chance", "informed_chance")
+MAX_NEW_TOKENS = 16
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -32,6 +37,34 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return middle - half, middle + half
+
+
+def read_questions(
+    world: Path, split: str, file: str = "tune", *, num_clips: int | None = None, limit: int | None = None
+) -> list[Sample]:
+    """Return the scored questions of one file of a split.
+
+    Args:
+        world: folder of the data set.
+        split: folder of the split.
+        file: `tune` (open questions), `choice` or `wording`.
+        num_clips: only those about the first so many clips.
+        limit: only the first so many questions.
+
+    Raises:
+        ValueError: there are none.
+    """
+    clips: set[Path] = set()
+    samples: list[Sample] = []
+    for sample in read_records(world / split / f"{file}.jsonl", world):
+        clips.update(sample.videos)
+        if num_clips is not None and len(clips) > num_clips:
+            break
+        if sample.metadata["chance"] is not None:
+            samples.append(sample)
+    if not samples[:limit]:
+        raise ValueError(f"{world / split / file}.jsonl holds no scored question about the first {num_clips} clips")
+    return samples[:limit]
 
 
 @torch.inference_mode()
@@ -46,6 +79,9 @@ def answer(
     batch_size: int = 100,
 ) -> Iterator[str]:
     """Yield the greedy answer of every sample; `blind` sets the vision features to zero."""
+    # A store made for a model that an instruction steers has keys, which others must not see.
+    names: tuple[Literal["values", "keys"], ...] = ("values", "keys") if model.config.is_conditional else ("values",)
+    choice: dict[str, Any] = {} if window is None else {"window": window}
     for first in range(0, len(samples), batch_size):
         batch = samples[first : first + batch_size]
         videos = [video for sample in batch for video in sample.videos]
@@ -53,46 +89,47 @@ def answer(
         for message in (message for messages in conversations for message in messages):
             message["content"] = message["content"].replace("<video>", processor.video_token)
         inputs = processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            add_generation_prompt=True,
-            video_num_frames=store.counts(videos),
-            window=window,
+            conversations, tokenize=True, add_generation_prompt=True, video_num_frames=store.counts(videos), **choice
         )
-        features = {f"video_{name}": store.read(videos, name).float() for name in ("values", "keys")}
+        features = {f"video_{name}": store.read(videos, name).float() for name in names}
         if blind:
             # Not exactly zero: the cosine of a zero vector has no direction.
             features = {name: torch.full_like(x, 1e-6) for name, x in features.items()}
-        output = model.generate(
-            **inputs,
-            **features,
-            max_new_tokens=12,
-            do_sample=False,
-            **({} if window is None else {"window": window}),
-        )
+        tensors = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in ({**inputs} | features).items()}
+        output = model.generate(**tensors, **choice, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         tokens = output[:, inputs["input_ids"].shape[1] :]
         yield from (text.strip().lower() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
 
+def is_right(sample: Sample, given: str) -> bool:
+    """Whether an answer is the right one."""
+    return given == sample.answer.strip().lower()
+
+
+def chances(metadata: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the chance of a right answer without the video, and of one who knows the clip's objects."""
+    informed = metadata.get("informed_chance")
+    return metadata["chance"], metadata["chance"] if informed is None else informed
+
+
 def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what is known of every family, and the mean over families."""
+    """Return what is known of every family that was asked, and the mean over these families."""
     right: dict[str, list[bool]] = collections.defaultdict(list)
-    chance: dict[str, list[float]] = collections.defaultdict(list)
-    informed: dict[str, list[float]] = collections.defaultdict(list)
+    chance: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     for sample, given in zip(samples, answers, strict=True):
         family = str(sample.metadata["family"])
-        right[family].append(given == sample.answer.strip().lower())
-        chance[family].append(sample.metadata["chance"])
-        informed[family].append(sample.metadata.get("informed_chance", sample.metadata["chance"]))
+        right[family].append(is_right(sample, given))
+        chance[family].append(chances(sample.metadata))
     rows: dict[str, dict[str, Any]] = {}
     for family, hits in right.items():
         low, high = wilson(sum(hits), len(hits))
+        uninformed, informed = zip(*chance[family], strict=True)
         rows[family] = {
             "n": len(hits),
             "accuracy": sum(hits) / len(hits),
             "interval": [low, high],
-            "chance": sum(chance[family]) / len(hits),
-            "informed_chance": sum(informed[family]) / len(hits),
+            "chance": sum(uninformed) / len(hits),
+            "informed_chance": sum(informed) / len(hits),
         }
     mean = {key: sum(row[key] for row in rows.values()) / len(rows) for key in KEYS}
     return {**rows, "mean": {"n": len(samples), **mean}}
@@ -112,54 +149,97 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tables(results: dict[str, Any]) -> str:
+    """Return the tables of the main result and of the others."""
+    parts = [table(results)]
+    parts += [f"{each['split']}, {each['file']}\n\n{table(each)}" for each in results.get("others", [])]
+    return "\n\n".join(parts)
+
+
+def evaluate(
+    model: HIComForConditionalGeneration,
+    processor: HIComProcessor,
+    samples: Sequence[Sample],
+    cache: Path,
+    *,
+    num_frames: int,
+    window: Window | None = None,
+    blind: bool = True,
+) -> dict[str, Any]:
+    """Answer questions; return `families` (of `score`) and `seconds_per_question`.
+
+    Args:
+        model: in evaluation mode.
+        processor: the model's.
+        samples: the questions.
+        cache: folder of vision features.
+        num_frames: frames of every clip.
+        window: (T, H, W) in place of the model's.
+        blind: also answer without seeing anything.
+    """
+    videos = [video for sample in samples for video in sample.videos]
+    store = cache_features(model, processor, videos, cache, num_frames=num_frames)
+    start = time.monotonic()
+    families = score(samples, list(answer(model, processor, store, samples, window=window)))
+    seconds = time.monotonic() - start
+    if blind:
+        unseen = score(samples, list(answer(model, processor, store, samples, window=window, blind=True)))
+        for family, row in families.items():
+            row["text_only"] = unseen[family]["accuracy"]
+    return {"seconds_per_question": seconds / len(samples), "families": families}
+
+
 def main() -> None:
     """Evaluate one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--world", type=Path, default=Path("runs/world"))
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", nargs="+", default=["test"], help="test, test_pairs, test_scenes, test_long")
+    parser.add_argument("--file", nargs="+", default=["tune"], help="tune (open questions), choice, wording")
     parser.add_argument("--cache", type=Path, default=Path("runs/features"))
     parser.add_argument("--num-frames", type=int, default=None, help="default: the processor's")
     parser.add_argument("--window", type=int, nargs=3, default=None, help="T H W; default: the model's")
+    parser.add_argument("--num-clips", type=int, default=None, help="only the first so many clips of every split")
     parser.add_argument("--limit", type=int, default=None, help="only the first so many questions")
     parser.add_argument("--no-blind", action="store_true", help="leave the text-only baseline out")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its table goes beside it as .md")
     args = parser.parse_args()
 
     model = HIComForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = HIComProcessor.from_pretrained(args.model)
-    samples = read_records(args.world / args.split / "tune.jsonl", args.world)[: args.limit]
     num_frames = args.num_frames or processor.num_frames
-    videos = [video for sample in samples for video in sample.videos]
-    store = cache_features(model, processor, videos, args.cache, num_frames=num_frames)
     window = None if args.window is None else tuple(args.window)
-    start = time.monotonic()
-    families = score(samples, list(answer(model, processor, store, samples, window=window)))
-    seconds = time.monotonic() - start
-    if not args.no_blind:
-        blind = score(samples, list(answer(model, processor, store, samples, window=window, blind=True)))
-        for family, row in families.items():
-            row["text_only"] = blind[family]["accuracy"]
+    measured = []
+    for split, file in product(args.split, args.file):
+        samples = read_questions(args.world, split, file, num_clips=args.num_clips, limit=args.limit)
+        found = evaluate(
+            model, processor, samples, args.cache, num_frames=num_frames, window=window, blind=not args.no_blind
+        )
+        measured.append({"split": split, "file": file, **found})
+    first, *others = measured
     grid = processor.grid_size
     results = {
         "model": str(args.model),
-        "split": args.split,
+        "split": first["split"],
+        "file": first["file"],
         "num_frames": num_frames,
         "window": window or processor.window,
         "visual_tokens": processor.token_count(num_frames, window),
         "uncompressed_tokens": num_frames * grid * grid,
-        "seconds_per_question": seconds / len(samples),
+        "seconds_per_question": first["seconds_per_question"],
         "date": time.strftime("%Y-%m-%d"),
         "commit": git_commit(),
         "hardware": hardware(),
-        "families": families,
+        "families": first["families"],
+        "others": others,
     }
-    print(table(results))
+    print(tables(results))
     print(f"{results['visual_tokens']} visual tokens of {results['uncompressed_tokens']}")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        args.out.with_suffix(".md").write_text(table(results) + "\n", "utf-8")
+        args.out.with_suffix(".md").write_text(tables(results) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
