@@ -209,16 +209,15 @@ def hicom(
 ) -> Row:
     """Return a row of the paper's compressor; `extra` are further fields of its configuration.
 
-    The local branch compares by cosine with a temperature where an instruction is its query, as the dual encoder is
-    trained, and by the paper's scaled dot product where a window's own mean is: ten times the dot product of raw
-    features would pick one patch of a window and never learn another.
+    Local branches compare by cosine with a learnt temperature, as the dual encoder is trained, with or without an
+    instruction.
     """
     options = {
         "window": window,
         "num_global_tokens": num_global_tokens,
         "local_injection": local,
         "global_injection": global_,
-        "local_logit_scale": local != "none",
+        "local_logit_scale": True,
     }
     return Row(name=name, label=label, options=options | dict(extra or {}), **fields)
 

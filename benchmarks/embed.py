@@ -14,13 +14,14 @@ import tyro
 from world_accuracy import table
 
 from hicom.model.convert import tensor_shapes
-from hicom.world.render import render, write_video
-from hicom.world.scenes import clip_seed, make_scene
+from hicom.world.render import iter_frames, write_video
+from hicom.world.scenes import WorldConfig, clip_seed, make_scene
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "src" / "hicom" / "assets"
 # Training, validation and test clips come from seed 0.
-DEMO_SEED, DEMO_INDEX = 1, 1
+DEMO_SEED, DEMO_INDEX = 1, 14
+KINDS = {"tune": "open", "choice": "with options", "wording": "open, in wordings that training never uses"}
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -58,6 +59,21 @@ def results_text(results: dict[str, Any]) -> str:
     )
 
 
+def splits_text(results: dict[str, Any]) -> str:
+    """Return the mean over families of every split and file that was measured, as a Markdown table."""
+    rows = [
+        "| split | questions | n | mean accuracy | text only | chance | informed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in ({**results, "others": ()}, *results.get("others", ())):
+        mean = each["families"]["mean"]
+        numbers = " | ".join(
+            f"{mean[key]:.3f}" if key in mean else "" for key in ("accuracy", "text_only", "chance", "informed_chance")
+        )
+        rows.append(f"| {each['split']} | {KINDS[each['file']]} | {mean['n']} | {numbers} |")
+    return "\n".join(rows)
+
+
 def put_between(path: Path, name: str, text: str) -> None:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a page."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -84,6 +100,7 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     measured = json.loads(results.read_text("utf-8"))
     text = results_text(measured)
     put_between(ROOT / "docs" / "hicom-tiny.md", "results", text)
+    put_between(ROOT / "docs" / "hicom-tiny.md", "splits", splits_text(measured))
     rows = ["| window | visual tokens | times fewer | mean accuracy |", "|---|---|---|---|"]
     for path in (results, *others):
         each = json.loads(path.read_text("utf-8"))
@@ -94,8 +111,9 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     parameters = sum(prod(shape) for shape in tensor_shapes(target).values())
     (target / "README.md").write_text(CARD.format(parameters=parameters, results=text), "utf-8")
     (target / "model.safetensors").chmod(0o644)
-    frames, _ = render(make_scene(clip_seed(DEMO_SEED, "test", DEMO_INDEX)), size=256, num_frames=48)
-    write_video(ASSETS / "demo.mp4", frames, fps=16)
+    config = WorldConfig(width=256, height=256, fps=16, duration_s=3)
+    scene = make_scene(clip_seed(DEMO_SEED, "test", DEMO_INDEX), config)
+    write_video(ASSETS / "demo.mp4", iter_frames(scene, config), fps=config.fps)
 
 
 if __name__ == "__main__":

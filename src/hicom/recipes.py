@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,11 +169,38 @@ def tiny() -> FromNothing:
     return FromNothing(out="runs/tiny", stages=(tiny_llm(), tiny_align(), tiny_pretrain(), tiny_tune()))
 
 
+def tiny_gpu() -> FromNothing:
+    """A larger `hicom-tiny` for one GPU: more clips, a wider language model, longer stages; not run by us yet."""
+    parts = dataclasses.replace(tiny_parts(), language_model="runs/tiny-gpu/llm/model")
+    llm, align, pretrain, tune = (
+        dataclasses.replace(
+            stage,
+            out=stage.out.replace("runs/tiny/", "runs/tiny-gpu/"),
+            init=stage.init and stage.init.replace("runs/tiny/", "runs/tiny-gpu/"),
+            steps=steps,
+            batch_size=256,
+            bf16=True,
+            workers=8,
+        )
+        for stage, steps in (
+            (tiny_llm(), 6000),
+            (dataclasses.replace(tiny_align(), parts=parts), 500),
+            (tiny_pretrain(), 2000),
+            (tiny_tune(), 40000),
+        )
+    )
+    llm = dataclasses.replace(
+        llm, parts=Parts(towers="runs/towers", hidden_size=256, intermediate_size=768, num_layers=6)
+    )
+    return FromNothing(out="runs/tiny-gpu", num_clips=100000, tower_steps=20000, stages=(llm, align, pretrain, tune))
+
+
 RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {
     "tiny": tiny,
     "tiny-llm": tiny_llm,
     "tiny-align": tiny_align,
     "tiny-pretrain": tiny_pretrain,
     "tiny-tune": tiny_tune,
+    "tiny-gpu": tiny_gpu,
 }
 """Name on the command line -> function that returns the run."""

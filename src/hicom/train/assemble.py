@@ -6,10 +6,11 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, SiglipModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, SiglipModel
 
 from ..inference import embedded_models, find_model
 from ..model.config import HIComConfig
+from ..model.convert import read_json
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from .config import Parts
@@ -81,7 +82,7 @@ def load_towers(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel, PreTrai
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"there is no SigLIP dual encoder in {folder}; train one, or name its folder")
-    if AutoConfig.from_pretrained(folder).model_type != HIComConfig.model_type:
+    if read_json(folder / "config.json").get("model_type") != HIComConfig.model_type:
         towers = SiglipModel.from_pretrained(folder)
         return towers.vision_model, towers.text_model, AutoTokenizer.from_pretrained(folder)
     model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model

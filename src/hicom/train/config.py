@@ -145,7 +145,8 @@ class Chain:
 
     Attributes:
         out: folder of their run folders, which are named after the stages.
-        stages: the runs; `out` of all and `init` of all but the first are set by the chain.
+        stages: the runs; `out` of all and `init` of all but the first are set by the chain. A stage that takes a
+            language model into other parts takes that of the last stage.
     """
 
     out: str

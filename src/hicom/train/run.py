@@ -80,10 +80,17 @@ def run_chain(chain: Chain) -> Path:
     for stage in chain.stages:
         stage = dataclasses.replace(stage, out=str(Path(chain.out) / stage.name))
         if model is not None:
-            stage = dataclasses.replace(stage, init=str(model), parts=None)
+            stage = after(stage, model)
         model = run(stage)
     assert model is not None
     return model
+
+
+def after(stage: TrainConfig, model: Path) -> TrainConfig:
+    """Return a stage that starts from the last one's model, or takes its language model if it brings other parts."""
+    if stage.parts is not None and stage.parts.language_model is not None:
+        return dataclasses.replace(stage, parts=dataclasses.replace(stage.parts, language_model=str(model)))
+    return dataclasses.replace(stage, init=str(model), parts=None)
 
 
 @contextmanager

@@ -124,9 +124,14 @@ class Towers(nn.Module):
             code = 0.5 * (patch_places() @ directions) * WIDTH**0.5
             self.model.vision_model.embeddings.position_embedding.weight.add_(code)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; inputs are brought there."""
+        return self.dense_scale.device
+
     def encode_text(self, ids: Tensor) -> Tensor:
         """Unit text embeddings float[N, D] of token ids int[N, L]."""
-        return F.normalize(self.model.text_model(input_ids=ids).pooler_output, dim=-1)
+        return F.normalize(self.model.text_model(input_ids=ids.to(self.device)).pooler_output, dim=-1)
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode float[B, 3, S, S].
@@ -135,7 +140,7 @@ class Towers(nn.Module):
             Unit keys float[B, H*W, D] of all patches, unit image embeddings float[B, D], and the last layer's raw
             features float[B, H*W, D], which the model compresses.
         """
-        output = self.model.vision_model(pixel_values=pixels, output_hidden_states=True)
+        output = self.model.vision_model(pixel_values=pixels.to(self.device), output_hidden_states=True)
         x, head = output.last_hidden_state, self.model.vision_model.head
         keys = x + head.mlp(head.layernorm(x))
         return F.normalize(keys, dim=-1), F.normalize(output.pooler_output, dim=-1), output.hidden_states[-1]
@@ -292,14 +297,15 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     sizes = [len(NAMES), len(MARK_COLORS), NUM_PAIRS, NUM_OPEN]
     text, mark_text, pair, opened = towers.encode_text(tokenize(tokenizer, texts)).split(sizes)
     keys, images, features = towers.encode_images(preprocess(batch.frames))
-    labels, present = torch.from_numpy(batch.labels), torch.from_numpy(batch.present)
+    arrays = (batch.labels, batch.marks, batch.present, pairs)
+    labels, marks, present, asked = (torch.from_numpy(array).to(towers.device) for array in arrays)
 
     scale, bias = towers.model.logit_scale.exp(), towers.model.logit_bias
     image_loss = F.binary_cross_entropy_with_logits(images @ text.T * scale + bias, present, reduction="sum")
 
-    leaf = torch.full((len(NAMES),), -1)
-    leaf[LEAF] = torch.arange(len(LEAF))
-    noun = torch.tensor([NOUNS.index(name.split()[-1]) for name in NAMES])
+    leaf = torch.full((len(NAMES),), -1, device=towers.device)
+    leaf[LEAF] = torch.arange(len(LEAF), device=towers.device)
+    noun = torch.tensor([NOUNS.index(name.split()[-1]) for name in NAMES], device=towers.device)
     dense = towers.dense_scale.exp()
     known = labels != IGNORE
     key, label = keys[known], labels[known]
@@ -307,12 +313,11 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     filled = label >= 0
     by_leaf = F.cross_entropy(logits[filled][:, LEAF], leaf[label[filled]])
     by_noun = F.cross_entropy(logits[filled][:, :NUM_NOUNS], noun[label[filled]])
-    marks = torch.from_numpy(batch.marks)
     marked = marks >= 0
     by_mark = F.cross_entropy(keys[marked] @ mark_text.T * dense, marks[marked]) if bool(marked.any()) else 0.0
     which = noun[label.clamp(min=0)][:, None]
     one = F.one_hot(which[:, 0], NUM_NOUNS) * filled[:, None]
-    first, second = torch.from_numpy(pairs).T
+    first, second = asked.T
     two = (which == first) | (which == second)
     target = torch.cat([one, two & filled[:, None], filled[:, None].expand(-1, NUM_OPEN)], 1).float()
     about = torch.cat([logits[:, :NUM_NOUNS], key @ torch.cat([pair, opened]).T * dense], 1) + towers.dense_bias
@@ -320,7 +325,7 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     filled_count = filled.sum().clamp(min=1)
     absent = errors[:, : NUM_NOUNS + NUM_PAIRS].sum() / filled_count
     objects = errors[:, NUM_NOUNS + NUM_PAIRS :].mean()
-    places = patch_places().expand(len(features), -1, -1)
+    places = patch_places().to(towers.device).expand(len(features), -1, -1)
     position = F.mse_loss(towers.position_head(features), places)
     return (
         by_leaf
@@ -358,8 +363,8 @@ def evaluate(
     towers.eval()
     folder.mkdir(parents=True, exist_ok=True)
     rng = generator(seed, 77)
-    names = towers.encode_text(tokenize(tokenizer, list(NAMES)))
-    dots = towers.encode_text(tokenize(tokenizer, [MARK_PHRASES[1].format(c=color) for color in MARK_COLORS]))
+    names = towers.encode_text(tokenize(tokenizer, list(NAMES))).cpu()
+    dots = towers.encode_text(tokenize(tokenizer, [MARK_PHRASES[1].format(c=color) for color in MARK_COLORS])).cpu()
     extents = bundled_sprites().extents
     naming, pointing, retrieval, marks, positive, negative, errors = [], [], [], [], [], [], []
     for index in range(num_clips):
@@ -367,8 +372,9 @@ def evaluate(
         frames, masks = decoded_clip(scene, folder)
         chosen = [1, 6, 11, 15]
         keys, images, features = towers.encode_images(preprocess(frames[chosen]))
-        errors.append((towers.position_head(features) - patch_places()).norm(dim=-1).mean().item() * (GRID - 1) / 2)
-        for number, mask, key, image in zip(chosen, masks[chosen], keys, images, strict=True):
+        places = towers.position_head(features).cpu()
+        errors.append((places - patch_places()).norm(dim=-1).mean().item() * (GRID - 1) / 2)
+        for number, mask, key, image in zip(chosen, masks[chosen], keys.cpu(), images.cpu(), strict=True):
             labels = torch.from_numpy(patch_labels(mask, scene))
             filled = labels >= 0
             if not filled.any():
@@ -389,7 +395,7 @@ def evaluate(
             absent = [noun for noun in NOUNS if noun not in {item.noun for item in scene.objects}]
             asked = [scene.objects[i].noun for i in seen] + [absent[rng.integers(len(absent))] for _ in seen]
             texts = [fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in asked]
-            score = towers.encode_text(tokenize(tokenizer, texts)) @ key.T
+            score = towers.encode_text(tokenize(tokenizer, texts)).cpu() @ key.T
             for row, i in zip(score, seen, strict=False):
                 same = [j + 1 for j, item in enumerate(scene.objects) if item.noun == scene.objects[i].noun]
                 pointing.append(bool(np.isin(touched[int(row.argmax())], same).any()))
@@ -431,6 +437,7 @@ def train(
     stop_after: int | None = None,
     save_every_s: float = 120.0,
     num_eval_clips: int = 200,
+    device: str | None = None,
 ) -> Towers:
     """Train, or continue an interrupted training, and save a `SiglipModel` folder with its tokenizer and `run.json`.
 
@@ -442,6 +449,7 @@ def train(
         stop_after: leave (resumably) after this many steps.
         save_every_s: seconds between checkpoints.
         num_eval_clips: validation clips that the finished encoder is measured on.
+        device: where to compute; None: a GPU if there is one.
 
     Raises:
         ValueError: `out` holds a run of another configuration.
@@ -450,6 +458,7 @@ def train(
     tokenizer = build_tokenizer()
     towers = Towers(len(tokenizer), tokenizer.convert_tokens_to_ids("<pad>"))
     whiten_stem(towers, config.seed)
+    towers.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     matrices = [p for p in towers.parameters() if p.ndim > 1]
     others = [p for p in towers.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -457,7 +466,7 @@ def train(
     step, steps, spent = 0, config.steps, 0.0
     history: list[dict[str, float]] = []
     if (out / "resume.pt").exists():
-        state = torch.load(out / "resume.pt", weights_only=True)
+        state = torch.load(out / "resume.pt", weights_only=True, map_location=towers.device)
         if state["config"] != asdict(config):
             raise ValueError(f"{out} holds a run with {state['config']}: use the same settings, or another folder")
         towers.load_state_dict(state["towers"])
