@@ -21,6 +21,7 @@ MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
 VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
+OPTIONS, LOOK, DOMAIN = "hicom/model/options.py", "hicom/look.py", "hicom/data/domain.py"
 QUESTIONS, RENDER, DATASET = "hicom/world/questions.py", "hicom/world/render.py", "hicom/world/dataset.py"
 
 
@@ -324,6 +325,62 @@ FAULTS = [
         'optimizer.load_state_dict(state["optimizer"])',
         "pass",
         "tests/world/test_towers.py::test_resumed_training_equals_uninterrupted",
+    ),
+    Fault(
+        "match evidence counts padded frames",
+        COMPRESSOR,
+        "num_frames = shape[3] if plan.mask is None else",
+        "num_frames = shape[3] if True else",
+        "tests/model/test_options.py::test_evidence_ignores_padding",
+    ),
+    Fault(
+        "motion looks into the neighbouring video of a batch",
+        OPTIONS,
+        "exists = (place + offset >= 0) & (place + offset < length)",
+        "exists = place == place",
+        "tests/model/test_options.py::test_motion_does_not_leak_between_packed_videos",
+    ),
+    Fault(
+        "a pointer reports rows as columns",
+        OPTIONS,
+        "[attention.sum(-2) @ x, attention.sum(-1) @ y, score]",
+        "[attention.sum(-1) @ y, attention.sum(-2) @ x, score]",
+        "tests/model/test_options.py::test_pointer_reports_the_path_of_what_matches",
+    ),
+    Fault(
+        "a pointer does not start at the instruction",
+        OPTIONS,
+        "        start_as_identity(self.inner, self.outer)\n        if self.noise:",
+        "        if self.noise:",
+        "tests/model/test_options.py::test_a_pointer_starts_at_the_instruction",
+    ),
+    Fault(
+        "local attention without an instruction is no cosine",
+        COMPRESSOR,
+        "            if takes_cosines:\n                query = normalize(query)\n",
+        "",
+        "tests/model/test_compressor.py::test_equals_reference",
+    ),
+    Fault(
+        "attention maps forget the size of a window",
+        LOOK,
+        "windows * math.prod(windows.shape[3:])",
+        "windows",
+        "tests/test_look.py::test_local_map_is_the_mean_over_the_windows_of_a_patch",
+    ),
+    Fault(
+        "every video looks like the training videos",
+        DOMAIN,
+        "return self.distance(values) <= self.limit",
+        "return True",
+        "tests/data/test_domain.py::test_like_videos_are_like_and_others_are_not",
+    ),
+    Fault(
+        "wrong options are drawn evenly from all nouns",
+        QUESTIONS,
+        "option = self._any_noun() if is_noun else self.pick(question.options)",
+        "option = self.pick(question.options)",
+        "tests/world/test_questions.py::test_options_do_not_tell_which_is_right",
     ),
 ]
 

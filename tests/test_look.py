@@ -71,6 +71,16 @@ def softmax(shape: tuple[int, ...], num_axes: int, seed: int = 0) -> np.ndarray:
     return (weights / weights.sum(tuple(range(-num_axes, 0)), keepdims=True)).astype(np.float32)
 
 
+def test_pointers_are_a_view_of_the_question_alone() -> None:
+    chat = make_chat(num_pointers=2)
+    found = look(chat, frames(), QUESTION, max_new_tokens=2)
+    assert list(found.views) == [*VIEWS[:2], "conditional pointers", *VIEWS[2:]]
+    output = chat.attention(chat.encode(frames()), QUESTION)
+    assert output.pointer_attention is not None
+    weights = output.pointer_attention[0].numpy()
+    np.testing.assert_allclose(found.views["conditional pointers"], weights.mean(0) * weights[0].size, rtol=1e-4)
+
+
 @pytest.mark.parametrize("grid", [(4, 4, 6), (7, 5, 5), (3, 5, 4), (1, 3, 3)])
 @pytest.mark.parametrize("window", [(2, 2, 2), (4, 3, 3), (9, 9, 9)])
 def test_local_map_is_the_mean_over_the_windows_of_a_patch(

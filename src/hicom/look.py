@@ -8,6 +8,7 @@ Legend: T frames, H W patch grid, G A B windows along (T, H, W), t h w sizes of 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -46,16 +47,18 @@ class Maps:
             video whose length is no multiple of the window, has the mean of what they give it.
         global_: `float32[T, H, W]`, the mean over heads and tokens; None without a global branch.
         windows: `float32[G, A, B, t, h, w]`, the weights of the local branch as they are, each window's sum 1.
+        pointers: `float32[T, H, W]`, the mean over pointers; None without pointers or an instruction.
     """
 
     local: Floats | None
     global_: Floats | None
     windows: Floats | None = None
+    pointers: Floats | None = None
 
     @property
     def branches(self) -> dict[str, Floats]:
         """The maps there are, by the name of their branch."""
-        maps = {"local": self.local, "global": self.global_}
+        maps = {"local": self.local, "global": self.global_, "pointers": self.pointers}
         return {branch: values for branch, values in maps.items() if values is not None}
 
 
@@ -203,7 +206,8 @@ def attend(
     output = chat.model.model.compress(
         video.features, [video.num_frames], window=window, compression="unguided", return_attention=True
     )
-    return maps, make_maps(output, video)
+    # Without an instruction pointers look for what no training asks of them.
+    return maps, dataclasses.replace(make_maps(output, video), pointers=None)
 
 
 def make_maps(output: CompressorOutput, video: EncodedVideo) -> Maps:
@@ -212,7 +216,8 @@ def make_maps(output: CompressorOutput, video: EncodedVideo) -> Maps:
     windows = None if output.local_attention is None else to_numpy(output.local_attention[0])
     local = None if windows is None else spread_windows(windows, (video.num_frames, height, width))
     global_ = None if output.global_attention is None else global_map(to_numpy(output.global_attention[0]))
-    return Maps(local, global_, windows)
+    pointers = None if output.pointer_attention is None else global_map(to_numpy(output.pointer_attention[0])[None])
+    return Maps(local, global_, windows, pointers)
 
 
 def to_numpy(x: Tensor) -> Floats:
@@ -806,7 +811,7 @@ def pointing(
             for branch, numbers in point_at(maps, covers, others).items()
         }
         if conditional is not None and unconditional is not None:
-            for branch in conditional.branches:
+            for branch in unconditional.branches:
                 with_, without = found[f"conditional {branch}"], found[f"unconditional {branch}"]
                 found[f"difference {branch}"] = {
                     name: with_[name] - without[name] for name in with_ if name != "hit_chance"

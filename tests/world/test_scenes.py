@@ -35,9 +35,9 @@ from hicom.world.scenes import (
 )
 
 # Change only when the world changes on purpose: then put the new values here and note it in the changelog.
-TRUTH_SHA256 = "d08fcdc23fb185cd51597368b0139603dbc0772edf22a6d586abaaacef0393e2"
-RECORDS_SHA256 = "560c7ec32f09b83af540d3e932727f25e460597f3ab101e7e16da0dc1cd66812"
-MASKS_SHA256 = "3dd22961539ece426a025c4bda9320b70d77e6719fbd75d2965f0e720d0392f7"
+TRUTH_SHA256 = "441bc84d931edfcbdb5564b0e4806c060d0cfc3fbe405f441b338fa80ee92447"
+RECORDS_SHA256 = "1c838c0107f0b1e7cacd8b42b7c71617240c561e971c84cee14b56c3a7bd9d40"
+MASKS_SHA256 = "cd20f06c84a2bf4cc973d88378ee2108b7730f18cb14b45959d3d1dfed96dfb2"
 
 WORLD = World()
 
