@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hicom.data.collate import Collator, SampleSet
+from hicom.data.collate import Collator, LengthGroupedSampler, SampleSet
 from hicom.data.features import cache_features
 from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
@@ -154,3 +154,30 @@ def test_an_unreadable_video_stops_or_is_left_out_by_name(
     assert "2.mp4" in caplog.text
     samples = SampleSet([records], store)
     assert [samples[i][1].metadata["id"] for i in range(len(samples))] == [0, 1, 3]
+
+
+def test_loss_of_the_last_places_is_the_whole_loss(tmp_path: Path) -> None:
+    """Answers stand at the end, so logits before them are not computed; the loss is the same."""
+    folder = make_folder(tmp_path)
+    parts = make_config(folder).parts
+    assert parts is not None
+    model, processor = assemble(parts)
+    samples = SampleSet([read_records(folder / "records.jsonl")])
+    batch = Collator(processor=processor, num_frames=4)([samples[i] for i in range(3)])
+    keep = batch.pop("logits_to_keep")
+    whole, last = model(**batch), model(**batch, logits_to_keep=keep)
+    assert last.logits.shape[1] == keep < whole.logits.shape[1]
+    assert not (batch["labels"][:, : 1 - keep] != -100).any()
+    torch.testing.assert_close(last.loss, whole.loss)
+
+
+def test_batches_are_of_about_one_length_and_hold_every_sample_once() -> None:
+    lengths = [(7919 * i) % 100 for i in range(1003)]
+    sampler = LengthGroupedSampler(lengths, 10, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(1003))
+    spreads = [max(x) - min(x) for x in ([lengths[i] for i in order[b : b + 10]] for b in range(0, 1000, 10))]
+    assert sum(spreads) / len(spreads) < 10
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order

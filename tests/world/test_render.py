@@ -84,7 +84,7 @@ def test_boxes_are_the_extent_of_what_is_drawn(width, height):
                     expected = np.array(found) * [width, height, width, height]
                     drawn, is_cut = bounds(mask), min(found) == 0 or max(found) == 1
                     if not is_cut and item["mark"] is None:
-                        assert np.abs(drawn - expected).max() <= 2.5, (item["name"], drawn, expected)
+                        assert np.abs(drawn - expected).max() <= 3, (item["name"], drawn, expected)
                     elif item["mark"] is None:  # the box is that of the whole object, cut; its point may be outside
                         assert (drawn - expected)[:2].min() >= -2.5
                         assert (drawn - expected)[2:].max() <= 2.5

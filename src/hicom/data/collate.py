@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from ..model.ops import Window
 from ..model.processing import HIComProcessor
 from .features import FeatureStore
 from .records import PLACEHOLDERS, Records, Sample
+
+IGNORED = -100
+"""Label of places without loss."""
 
 
 class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
@@ -34,6 +37,50 @@ class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
     def __getitem__(self, index: int) -> tuple[int, Sample]:
         file, number = self.order[index]
         return index, self.records[file][number]
+
+    def lengths(self) -> list[int]:
+        """Return how long the text of every sample is, in characters; visual tokens are as many for all."""
+        return [
+            len(sample.answer) + sum(len(message["content"]) for message in sample.messages)
+            for sample in (self[index][1] for index in range(len(self)))
+        ]
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
+    """Random order in which the samples of a batch are about equally long: less of it is padding.
+
+    Args:
+        lengths: of all samples.
+        batch_size: samples of a batch, of all devices together.
+        seed: of the order; it also depends on the epoch, and on nothing else.
+    """
+
+    POOL = 50
+    """Batches that are drawn together and then sorted by length."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take another order."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=draw)
+        pools = [pool[self.lengths[pool].argsort()] for pool in order.split(self.POOL * self.batch_size)]
+        batches = [batch for pool in pools for batch in pool.split(self.batch_size)]
+        # The last batch of all may be short, and must stay the last.
+        whole = len(self.lengths) // self.batch_size
+        shuffled = torch.randperm(whole, generator=draw).tolist()
+        for number in (*shuffled, *range(whole, len(batches))):
+            yield from batches[number].tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +129,9 @@ class Collator:
         conversations: list[list[dict[str, Any]]] = [self.conversation(sample) for sample in samples]
         batch = self.processor.apply_chat_template(conversations, tokenize=True, return_labels=True, **extra, **media)
         assert not isinstance(batch, str | list)
-        return {**batch, **features, **extra}
+        # Prompts are padded on the left, so all answers stand at the end; a loss there needs no other logits.
+        first = int((batch["labels"] != IGNORED).any(0).int().argmax())
+        return {**batch, **features, **extra, "logits_to_keep": batch["labels"].shape[1] - first + 1}
 
     def conversation(self, sample: Sample) -> list[dict[str, Any]]:
         """Return the messages of a sample, answer included, with the processor's own placeholders."""

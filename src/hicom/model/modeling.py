@@ -574,7 +574,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             window: (T, H, W) of the local branch in place of the model's.
             compression: `conditional` (None), `unguided` or `off`.
             use_cache: whether to return the LLM's cache.
-            logits_to_keep: compute logits of the last so many places only; 0: of all.
+            logits_to_keep: compute logits, and the loss, of the last so many places only; 0: of all.
             **kwargs: passed on to the LLM and the loss.
 
         Raises:
@@ -606,7 +606,10 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **loss_kwargs
+                logits=logits,
+                labels=labels[:, keep],
+                vocab_size=self.config.text_config.vocab_size,
+                **loss_kwargs,
             )
         return CausalLMOutputWithPast(
             loss=loss,

@@ -118,16 +118,21 @@ class MotionFeatures(nn.Module):
         length = length.repeat_interleave(length, output_size=frames)
         unit = F.normalize(x_FHWK, dim=-1)
         # Neighbours are views of one padded copy.
-        padded = F.pad(unit, (0, 0, 1, 1, 1, 1, REACH, REACH))
-        maps = []
-        for offset in OFFSETS:
+        padded = F.pad(unit, (0, 0, 1, 1, 1, 1, 0, REACH))
+        ahead: dict[tuple[int, int, int], Tensor] = {}
+        for offset, row, column in product(OFFSETS[len(OFFSETS) // 2 :], range(3), range(3)):
+            neighbour = padded[offset : offset + frames, row : row + height, column : column + width]
             # The frame beside the last one of a packed video belongs to another video.
-            exists = (place + offset >= 0) & (place + offset < length)
-            for row, column in product(range(3), range(3)):
-                t = REACH + offset
-                neighbour = padded[t : t + frames, row : row + height, column : column + width]
-                cosine = (unit * neighbour).sum(-1)
-                maps.append(cosine * rearrange(exists, "f -> f 1 1"))
+            exists = rearrange(place + offset < length, "f -> f 1 1")
+            ahead[offset, row, column] = (unit * neighbour).sum(-1) * exists
+        maps = []
+        for offset, row, column in product(OFFSETS, range(3), range(3)):
+            if offset > 0:
+                maps.append(ahead[offset, row, column])
+                continue
+            # To look back from here is to look ahead from there: the same cosine, seen from its other end.
+            there = F.pad(ahead[-offset, 2 - row, 2 - column], (1, 1, 1, 1, -offset, 0))
+            maps.append(there[:frames, row : row + height, column : column + width])
         return torch.stack(maps, -1)
 
     def forward(

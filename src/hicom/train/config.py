@@ -108,6 +108,7 @@ class TrainConfig:
         save_every: steps from checkpoint to checkpoint.
         log_every: steps from one line of the log to the next.
         workers: processes that make batches; 0: the training process itself.
+        group_by_length: whether samples of a batch are about equally long, so that less of it is padding.
         bf16: mixed precision on a GPU.
         seed: of everything random.
     """
@@ -128,6 +129,7 @@ class TrainConfig:
     save_every: int = 500
     log_every: int = 50
     workers: int = 0
+    group_by_length: bool = False
     bf16: bool = False
     seed: int = 0
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -30,7 +31,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from ..data.collate import Collator, SampleSet
+from ..data.collate import Collator, LengthGroupedSampler, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
 from ..data.records import read_records
@@ -196,6 +197,26 @@ def hardware() -> dict[str, Any]:
     }
 
 
+class GroupingTrainer(Trainer):
+    """A Trainer whose batches hold samples of about equal length."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of one epoch after the other."""
+        assert isinstance(self.train_dataset, SampleSet)
+        size = self.args.train_batch_size
+        sampler = LengthGroupedSampler(self.train_dataset.lengths(), size * num_processes(), self.args.seed)
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            drop_last=True,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+
 class RunCallback(TrainerCallback):
     """Marks whole checkpoints, and keeps the wall time across interruptions."""
 
@@ -318,7 +339,7 @@ def make_trainer(
         from torch.utils.tensorboard import SummaryWriter
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
-    trainer = Trainer(
+    trainer = (GroupingTrainer if config.group_by_length else Trainer)(
         model=model,
         args=arguments,
         data_collator=collator,
