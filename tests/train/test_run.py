@@ -66,8 +66,12 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
+    # Not bit for bit: once in 17 runs a CPU kernel rounded the last bit otherwise, and Adam carries that on. State that
+    # is lost moves weights by a learning rate, 1e-3, or more.
     for name, tensor in weights(a).items():
-        assert torch.equal(tensor, weights(b)[name]), f"{name} differs: part of the state is not restored"
+        torch.testing.assert_close(
+            tensor, weights(b)[name], rtol=1e-4, atol=2e-5, msg=f"{name} differs: part of the state is not restored"
+        )
 
 
 def windows(*sizes: tuple[int, int, int]) -> StageConfig:
@@ -96,7 +100,8 @@ def test_resumes_exactly_after_a_kill(folder: Path, tmp_path: Path, monkeypatch:
     run(make_config(folder, out=str(whole), **changes))
     assert_same_weights(killed, whole)
     logs = [json.loads((out / "log.json").read_text()) for out in (killed, whole)]
-    assert [row.get("loss") for row in logs[0]][:8] == [row.get("loss") for row in logs[1]][:8]
+    losses = [[row["loss"] for row in log[:8]] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_run_folder_says_what_was_run(folder: Path, tmp_path: Path) -> None:
