@@ -336,8 +336,8 @@ FAULTS = [
     Fault(
         "motion looks into the neighbouring video of a batch",
         OPTIONS,
-        "exists = (place + offset >= 0) & (place + offset < length)",
-        "exists = place == place",
+        'rearrange(place + offset < length, "f -> f 1 1")',
+        'rearrange(place == place, "f -> f 1 1")',
         "tests/model/test_options.py::test_motion_does_not_leak_between_packed_videos",
     ),
     Fault(
