@@ -61,11 +61,7 @@ def hicom(capfd: pytest.CaptureFixture[str]) -> Hicom:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny random model."""
-    folder = tmp_path_factory.mktemp("model")
-    random = tiny.model()
-    random.save_pretrained(folder)
-    tiny.processor(random.config).save_pretrained(folder)
-    return folder
+    return tiny.save(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

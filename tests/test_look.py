@@ -506,11 +506,7 @@ def test_benchmark_reads_the_world_and_writes_its_table(benchmark: ModuleType, t
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    random = tiny.model()
-    random.save_pretrained(folder)
-    tiny.processor(random.config).save_pretrained(folder)
-    return folder
+    return tiny.save(tmp_path_factory.mktemp("model"))
 
 
 def run(capfd: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:

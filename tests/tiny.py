@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,3 +121,11 @@ def model(
 def processor(hicom_config: HIComConfig, **kwargs: Any) -> HIComProcessor:
     """Return the processor of a tiny model."""
     return HIComProcessor.from_config(hicom_config, tokenizer(), tokenizer(), **({"num_frames": 4} | kwargs))
+
+
+def save(folder: Path) -> Path:
+    """Save a random model with its processor, and return the folder."""
+    random = model()
+    random.save_pretrained(folder)
+    processor(random.config).save_pretrained(folder)
+    return folder

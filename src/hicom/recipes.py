@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from .model.ops import Window
 from .train import Chain, DataConfig, Parts, StageConfig, TrainConfig
 
@@ -51,13 +53,14 @@ TINY_WINDOWS: tuple[Window, ...] = ((4, 4, 4), (2, 4, 4), (8, 4, 4), (4, 8, 8))
 ABOUT = "procedural clips of sprites and coloured shapes; `hicom world preview` shows some"
 
 
-def tiny_data(*names: str) -> DataConfig:
+def tiny_data(root: str, *names: str) -> DataConfig:
     """Return records of the sprite world, which `hicom world make runs/world` writes."""
-    records = tuple(f"runs/world/train/{name}.jsonl" for name in names)
-    return DataConfig(records=records, root="runs/world", num_frames=8, cache="runs/features", about=ABOUT)
+    world = f"{root}/world"
+    records = tuple(f"{world}/train/{name}.jsonl" for name in names)
+    return DataConfig(records=records, root=world, num_frames=8, cache=f"{root}/features", about=ABOUT)
 
 
-def tiny_llm() -> TrainConfig:
+def tiny_llm(root: str = "runs") -> TrainConfig:
     """Teach a small language model to read: questions about the world's scenes, told in words.
 
     The paper starts from a language model that reads; this is its stand-in. Command: `hicom train tiny-llm`, after
@@ -65,9 +68,9 @@ def tiny_llm() -> TrainConfig:
     """
     return TrainConfig(
         name="llm",
-        out="runs/tiny/llm",
-        parts=Parts(towers="runs/towers", window=TINY_WINDOWS[0]),
-        data=DataConfig(records=("runs/world/train/stories.jsonl",)),
+        out=f"{root}/tiny/llm",
+        parts=Parts(towers=f"{root}/towers", window=TINY_WINDOWS[0]),
+        data=DataConfig(records=(f"{root}/world/train/stories.jsonl",)),
         stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
         steps=3000,
         batch_size=64,
@@ -76,24 +79,24 @@ def tiny_llm() -> TrainConfig:
     )
 
 
-def tiny_parts() -> Parts:
+def tiny_parts(root: str = "runs") -> Parts:
     """What `hicom-tiny` is put together of: the paper's compressor with all options beyond the paper."""
     return Parts(
-        towers="runs/towers",
-        language_model="runs/tiny/llm/model",
+        towers=f"{root}/towers",
+        language_model=f"{root}/tiny/llm/model",
         window=TINY_WINDOWS[0],
         num_global_tokens=4,
         config={"match_evidence": True, "motion_features": True, "num_pointers": 2},
     )
 
 
-def tiny_align() -> TrainConfig:
+def tiny_align(root: str = "runs") -> TrainConfig:
     """Stage 1 of `hicom-tiny`: captions, compression off. Command: `hicom train tiny-align`."""
     return TrainConfig(
         name="align",
-        out="runs/tiny/align",
-        parts=tiny_parts(),
-        data=tiny_data("align"),
+        out=f"{root}/tiny/align",
+        parts=tiny_parts(root),
+        data=tiny_data(root, "align"),
         stage=align(2e-3),
         steps=120,
         batch_size=16,
@@ -101,26 +104,26 @@ def tiny_align() -> TrainConfig:
     )
 
 
-def tiny_pretrain() -> TrainConfig:
+def tiny_pretrain(root: str = "runs") -> TrainConfig:
     """Stage 2 of `hicom-tiny`: instructions and descriptions. Command: `hicom train tiny-pretrain`."""
     return TrainConfig(
         name="pretrain",
-        out="runs/tiny/pretrain",
-        init="runs/tiny/align/model",
-        data=tiny_data("pretrain"),
+        out=f"{root}/tiny/pretrain",
+        init=f"{root}/tiny/align/model",
+        data=tiny_data(root, "pretrain"),
         stage=pretrain(1e-4, windows=TINY_WINDOWS[:2]),
         steps=400,
         batch_size=64,
     )
 
 
-def tiny_tune() -> TrainConfig:
+def tiny_tune(root: str = "runs") -> TrainConfig:
     """Stage 3 of `hicom-tiny`: questions and answers, windows drawn at random. Command: `hicom train tiny-tune`."""
     return TrainConfig(
         name="tune",
-        out="runs/tiny/tune",
-        init="runs/tiny/pretrain/model",
-        data=tiny_data("tune"),
+        out=f"{root}/tiny/tune",
+        init=f"{root}/tiny/pretrain/model",
+        data=tiny_data(root, "tune"),
         # The direct injection starts as the identity; a high rate wears that away, and instructions point nowhere.
         stage=tune(1e-3, injection_rate=1e-4, windows=TINY_WINDOWS),
         steps=8000,
@@ -134,16 +137,14 @@ class FromNothing(Chain):
     """A chain that first makes its own data and towers.
 
     Attributes:
-        world: folder of the sprite world.
+        root: folder of the world and the towers, which the stages name too.
         num_clips: clips to train on.
-        towers: folder of the dual encoder.
-        tower_steps: its training steps.
-        seed: of both.
+        tower_steps: training steps of the dual encoder.
+        seed: of the world and the dual encoder.
     """
 
-    world: str = "runs/world"
+    root: tyro.conf.Suppress[str] = "runs"
     num_clips: int = 20000
-    towers: str = "runs/towers"
     tower_steps: int = 5000
     seed: int = 0
 
@@ -154,7 +155,7 @@ class FromNothing(Chain):
         from .world.towers import TowerConfig
         from .world.towers import train as train_towers
 
-        world, towers = Path(self.world), Path(self.towers)
+        world, towers = Path(self.root) / "world", Path(self.root) / "towers"
         make_dataset(world, HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
         write_stories(world / "train" / "stories.jsonl", seed=self.seed)
         if not (towers / "run.json").exists():
@@ -171,28 +172,16 @@ def tiny() -> FromNothing:
 
 def tiny_gpu() -> FromNothing:
     """A larger `hicom-tiny` for one GPU: more clips, a wider language model, longer stages; not run by us yet."""
-    parts = dataclasses.replace(tiny_parts(), language_model="runs/tiny-gpu/llm/model")
-    llm, align, pretrain, tune = (
-        dataclasses.replace(
-            stage,
-            out=stage.out.replace("runs/tiny/", "runs/tiny-gpu/"),
-            init=stage.init and stage.init.replace("runs/tiny/", "runs/tiny-gpu/"),
-            steps=steps,
-            batch_size=256,
-            bf16=True,
-            workers=8,
-        )
-        for stage, steps in (
-            (tiny_llm(), 6000),
-            (dataclasses.replace(tiny_align(), parts=parts), 500),
-            (tiny_pretrain(), 2000),
-            (tiny_tune(), 40000),
-        )
+    root = "runs/gpu"
+    wider = Parts(towers=f"{root}/towers", hidden_size=256, intermediate_size=768, num_layers=6)
+    stages = (
+        (dataclasses.replace(tiny_llm(root), parts=wider), 6000),
+        (tiny_align(root), 500),
+        (tiny_pretrain(root), 2000),
+        (tiny_tune(root), 40000),
     )
-    llm = dataclasses.replace(
-        llm, parts=Parts(towers="runs/towers", hidden_size=256, intermediate_size=768, num_layers=6)
-    )
-    return FromNothing(out="runs/tiny-gpu", num_clips=100000, tower_steps=20000, stages=(llm, align, pretrain, tune))
+    larger = (dataclasses.replace(s, steps=steps, batch_size=256, bf16=True, workers=8) for s, steps in stages)
+    return FromNothing(out=f"{root}/tiny", root=root, num_clips=100000, tower_steps=20000, stages=tuple(larger))
 
 
 RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {

@@ -53,13 +53,14 @@ def write_stories(dst: Path, num_scenes: int = 30000, seed: int = 0, config: Wor
     """
     if dst.exists():
         return dst
+    config = config or WorldConfig()
     dst.parent.mkdir(parents=True, exist_ok=True)
     partial = dst.with_suffix(".part")
     with partial.open("w") as file:
         for index in range(num_scenes):
             scene = make_scene(clip_seed(_SCENES + seed, "train", index), config)
             rng = generator(_QUESTIONS + seed, index)
-            asker = Asker(scene, rng)
+            asker = Asker(scene, rng, nouns=config.nouns)
             asked = [asker.as_choice(q) if rng.random() < CHOICE_SHARE else q for q in asker.questions()]
             longer = [*asker.descriptions(), *asker.captions()]
             for question in [*asked, longer[int(rng.integers(len(longer)))]]:
