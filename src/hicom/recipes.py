@@ -74,6 +74,7 @@ def tiny_llm(root: str = "runs") -> TrainConfig:
         stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
         steps=3000,
         batch_size=64,
+        group_by_length=True,
         warmup=0.05,
         weight_decay=0.02,
     )
@@ -128,6 +129,7 @@ def tiny_tune(root: str = "runs") -> TrainConfig:
         stage=tune(1e-3, injection_rate=1e-4, windows=TINY_WINDOWS),
         steps=8000,
         batch_size=64,
+        group_by_length=True,
         weight_decay=0.02,
     )
 
