@@ -18,8 +18,8 @@ from torch import Tensor
 FILE = "domain.safetensors"
 SHRINKAGE = 0.1
 """Share of the mean variance that is added to every direction: few videos do not know the rare ones."""
-QUANTILE, MARGIN = 0.99, 1.5
-"""A video is unlike the others beyond this multiple of the distance that this share of them stays below."""
+QUANTILE = 0.99
+"""A video is unlike the others beyond the distance that this share of them stays below."""
 
 
 def summarize(values: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def fit_domain(videos: Iterable[Tensor], description: str) -> Domain:
     found = Domain(description, mean, torch.linalg.inv(covariance).contiguous(), 0.0)
     offsets = summaries - mean
     distances = torch.einsum("nd,de,ne->n", offsets, found.precision, offsets).clamp(min=0).sqrt()
-    return Domain(description, mean, found.precision, MARGIN * float(torch.quantile(distances, QUANTILE)))
+    return Domain(description, mean, found.precision, float(torch.quantile(distances, QUANTILE)))
 
 
 def load_domain(folder: Path) -> Domain | None:
