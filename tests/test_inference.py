@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,21 @@ def test_answer_knows_what_it_cost(chat: VideoChat, video: EncodedVideo) -> None
     assert answer.num_uncompressed_tokens == 6 * 25
     assert set(answer.timings) == {"decode", "vision encoder", "compressor", "LLM"}
     assert answer.instruction == QUESTIONS[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({}, [2, 2, 2]),
+        ({"window": None}, None),
+        ({"compressor": "space_time_pool", "compressor_options": {"window": [3, 5, 5]}}, [3, 5, 5]),
+        ({"compressor": "unconditional_global"}, None),
+        ({"compressor": "qformer"}, None),
+    ],
+)
+def test_answer_names_the_window_of_its_compressor(options: dict[str, Any], window: list[int] | None) -> None:
+    answer = make_chat(**options).ask(frames(), QUESTIONS[0], max_new_tokens=1)
+    assert (None if answer.window is None else list(answer.window)) == window
 
 
 def test_budget_picks_the_window(chat: VideoChat, video: EncodedVideo) -> None:

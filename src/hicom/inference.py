@@ -366,7 +366,7 @@ class VideoChat:
             instructions,
             counts,
             sum(encoded.num_patches for encoded in videos),
-            window or self.model.config.window,
+            getattr(model.compressor, "window", None) if window is None else window,
             timings,
         )
 
