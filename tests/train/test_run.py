@@ -37,14 +37,20 @@ def counted(self, items):
 Collator.__call__ = counted
 run(make_config(folder, out=out, **changes))
 """
-# Trains a chain of two stages of one step in OUT.
+# Trains a chain of two stages of one step in OUT, which makes its own data in FOLDER.
 CHAIN_SCRIPT = """
 import sys
 from pathlib import Path
-from toy_training import make_config
+from toy_training import make_config, make_folder
 from hicom.train import Chain, run
-stages = (make_config(Path(sys.argv[1]), name=name, batch_size=2, steps=1) for name in ("first", "second"))
-run(Chain(out=sys.argv[2], stages=tuple(stages)))
+folder, out = Path(sys.argv[1]), sys.argv[2]
+class FromNothing(Chain):
+    def prepare(self):
+        if not folder.exists():
+            folder.mkdir()
+            make_folder(folder)
+stages = (make_config(folder, name=name, batch_size=2, steps=1) for name in ("first", "second"))
+run(FromNothing(out=out, stages=tuple(stages)))
 """
 
 
@@ -195,8 +201,8 @@ def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_a_chain_in_two_processes(folder: Path, tmp_path: Path) -> None:
-    run_in_two_processes(CHAIN_SCRIPT, tmp_path, str(folder), str(tmp_path / "chain"))
+def test_a_chain_in_two_processes(tmp_path: Path) -> None:
+    run_in_two_processes(CHAIN_SCRIPT, tmp_path, str(tmp_path / "data"), str(tmp_path / "chain"))
     for name in ("first", "second"):
         assert json.loads((tmp_path / "chain" / name / "run.json").read_text())["status"] == "finished"
 

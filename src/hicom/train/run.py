@@ -33,7 +33,7 @@ from transformers.integrations import TensorBoardCallback
 
 from ..data.collate import Collator, LengthGroupedSampler, SampleSet
 from ..data.domain import fit_domain
-from ..data.features import FeatureStore, cache_features
+from ..data.features import FeatureStore, cache_features, locked
 from ..data.records import read_records
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
@@ -75,11 +75,14 @@ def run_chain(chain: Chain) -> Path:
     """Run every stage from the last one's model."""
     if not chain.stages:
         raise ValueError("a chain needs at least one stage")
-    if is_main():
+    out = Path(chain.out)
+    out.mkdir(parents=True, exist_ok=True)
+    # Processes that train together take turns: the first one makes what is missing, the others find it there.
+    with locked(out / "prepare.lock"):
         chain.prepare()
     model: Path | None = None
     for stage in chain.stages:
-        stage = dataclasses.replace(stage, out=str(Path(chain.out) / stage.name))
+        stage = dataclasses.replace(stage, out=str(out / stage.name))
         if model is not None:
             stage = after(stage, model)
         model = run(stage)
