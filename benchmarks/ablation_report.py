@@ -8,7 +8,6 @@ seeds such an interval is somewhat too narrow, and with one seed it knows of cli
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -348,59 +347,3 @@ def number_cells(value: Number | None, sign: str = "") -> list[str]:
         return ["0", MISSING, ""]
     mean, low, high = (f"{100 * x:{sign}.1f}" for x in (value.mean, value.low, value.high))
     return [str(len(value.seeds)), mean, f"{low} to {high}"]
-
-
-COLORS = ("#1f6fb4", "#d9541e", "#2a9250", "#8b4fb3", "#7a6a53")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 60, 20, 40, 50
-
-
-def plot(title: str, x_label: str, lines: Mapping[str, Sequence[tuple[float, Number]]]) -> str:
-    """Return an SVG picture: accuracy in percent over a logarithmic axis, with intervals.
-
-    Args:
-        title: over the picture.
-        x_label: of the axis.
-        lines: label -> (place on the axis, number), by place.
-    """
-    points = [point for line in lines.values() for point in line]
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        'font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="20" font-size="14">{title}</text>',
-    ]
-    if not points:
-        parts.append(f'<text x="{LEFT}" y="{HEIGHT / 2}">{MISSING}</text></svg>')
-        return "\n".join(parts) + "\n"
-    places = sorted({x for x, _ in points})
-    low = 5 * math.floor(20 * min(y.low for _, y in points))
-    high = max(5 * math.ceil(20 * max(y.high for _, y in points)), low + 5)
-    span = math.log(places[-1] / places[0]) or 1.0
-
-    def across(x: float) -> float:
-        return LEFT + 15 + (WIDTH - LEFT - RIGHT - 30) * math.log(x / places[0]) / span
-
-    def down(percent: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - percent) / (high - low)
-
-    for percent in range(low, high + 1, 5 if high - low <= 50 else 10):
-        parts.append(f'<path d="M{LEFT},{down(percent):.1f} H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{down(percent) + 4:.1f}" text-anchor="end">{percent}</text>')
-    last = -math.inf
-    for x in places:
-        if across(x) - last > 18:
-            last = across(x)
-            parts.append(f'<text x="{last:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">{x_label}</text>')
-    turned = f'x="15" y="{HEIGHT / 2}" transform="rotate(-90 15 {HEIGHT / 2})" text-anchor="middle"'
-    parts.append(f"<text {turned}>accuracy, %</text>")
-    for i, (label, line) in enumerate(lines.items()):
-        color = COLORS[i % len(COLORS)]
-        path = " ".join(f"{across(x):.1f},{down(100 * y.mean):.1f}" for x, y in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        for x, y in line:
-            bar = f"M{across(x):.1f},{down(100 * y.high):.1f} V{down(100 * y.low):.1f}"
-            parts.append(f'<path d="{bar}" stroke="{color}"/>')
-            parts.append(f'<circle cx="{across(x):.1f}" cy="{down(100 * y.mean):.1f}" r="3.5" fill="{color}"/>')
-        parts.append(f'<text x="{LEFT + 20}" y="{TOP + 16 * (i + 1)}" fill="{color}">{label}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from ablation_report import Cell, Comparison, Entry, Report, Table, plot
+from ablation_report import Cell, Comparison, Entry, Report, Table
+from plots import accuracy_plot
 from world_accuracy import answer, chances, is_right, read_questions
 
 from hicom.data.features import FeatureStore, cache_features, feature_key, locked
@@ -1021,7 +1022,7 @@ def write_report(jobs: Sequence[Job], results: Path) -> None:
             parts.append(report.markdown(table) + "\n")
             if table.plot is not None:
                 name = f"ablations-{table.name}.svg"
-                write_whole(results / name, plot(table.title, table.plot, report.series(table)))
+                write_whole(results / name, accuracy_plot(table.title, table.plot, report.series(table)))
                 parts.append(f"![{table.title}]({name})\n")
         shown = {name: ROWS[name].label for name in by_row if OPEN in ROWS[name].tests}
         parts.append("## By family, open questions, mean over seeds, %\n\n" + report.families(shown))

@@ -1,7 +1,7 @@
 """Ship a trained model inside the package: `python benchmarks/embed.py --model runs/tiny/tune/model --results FILE`.
 
 Copies the model to `src/hicom/assets/hicom-tiny/`, renders the demo clip from a seed that no split of the training
-world uses, and puts the measured results into `docs/hicom-tiny.md` and the model card.
+world uses, and puts the measured results, the runs and their curves into `docs/hicom-tiny.md` and the model card.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from plots import loss_curves
 from world_accuracy import table
 
 from hicom.model.convert import tensor_shapes
@@ -74,6 +75,21 @@ def splits_text(results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def runs_text(stages: list[dict[str, Any]]) -> str:
+    """Return what every stage was and took, from the `run.json` of each, as a Markdown table."""
+    rows = ["| stage | learns from | steps x batch | minutes | mean loss |", "|---|---|---|---|---|"]
+    for stage in stages:
+        of = stage["configuration"]
+        records = ", ".join(Path(name).stem for name in of["data"]["records"])
+        rows.append(
+            f"| `{of['name']}` | {stage['samples']:,} records ({records}) | {of['steps']} x {of['batch_size']} | "
+            f"{stage['wall_s'] / 60:.0f} | {stage['loss']:.2f} |"
+        )
+    hardware, commits = stages[-1]["hardware"], sorted({str(stage["commit"])[:12] for stage in stages})
+    where = f"{hardware['machine']}, {hardware['threads']} CPU threads, commit {', '.join(commits)}"
+    return "\n".join([*rows, "", f"{stages[-1]['started'][:10]}, {where}."])
+
+
 def put_between(path: Path, name: str, text: str) -> None:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a page."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -88,7 +104,7 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     """Copy the model, render the demo clip, write the results.
 
     Args:
-        model: folder of the trained model with its processor.
+        model: folder of the trained model with its processor, in the run folder of its last stage.
         results: what `world_accuracy.py --out` wrote of it.
         others: further results, at other windows, for the table of budgets.
     """
@@ -97,6 +113,12 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     shutil.copytree(
         model, target, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "complete", "trainer_state.json")
     )
+    stages = [json.loads(path.read_text("utf-8")) for path in model.parents[1].glob("*/run.json")]
+    stages.sort(key=lambda stage: stage["started"])
+    logs = {name: model.parents[1] / name / "log.json" for name in (stage["configuration"]["name"] for stage in stages)}
+    curves = loss_curves({name: json.loads(path.read_text("utf-8")) for name, path in logs.items()})
+    (ROOT / "docs" / "results" / "hicom-tiny-curves.svg").write_text(curves, "utf-8")
+    put_between(ROOT / "docs" / "hicom-tiny.md", "runs", runs_text(stages))
     measured = json.loads(results.read_text("utf-8"))
     text = results_text(measured)
     put_between(ROOT / "docs" / "hicom-tiny.md", "results", text)

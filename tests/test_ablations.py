@@ -37,7 +37,7 @@ def only_here() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-    for name in ("ablations", "ablation_report", "world_accuracy"):
+    for name in ("ablations", "ablation_report", "plots", "world_accuracy"):
         sys.modules.pop(name, None)
 
 
@@ -364,12 +364,26 @@ def test_report_of_what_is_there_and_what_is_missing(ablations: ModuleType, out:
     entry = next(t for t in facts["tables"] if t["table"] == "4")["entries"][-1]
     assert (entry["label"], entry["accuracy"]["seeds"], entry["paper"]["VMME"]) == (ablations.COND, [0], 36.6)
     picture = (tmp_path / "ablations-figure5.svg").read_text()
-    assert picture.count("<circle") == len(ablations.WINDOWS)
+    tokens = {a["visual_tokens"] for a in facts["rows"]["windows_pool"]["seeds"]["0"]["tests"].values()}
+    assert len(tokens) > 2
+    assert all(f">{number}</text>" in picture for number in tokens)
     assert "missing" not in picture
 
 
-def test_empty_plot_says_so(report: ModuleType) -> None:
-    assert "missing" in report.plot("title", "tokens", {})
+def test_a_plot_shows_its_lines_and_is_the_same_for_the_same_numbers(report: ModuleType) -> None:
+    plots = load("plots")
+    lines = {"a line": [(8.0, report.Number(0.5, 0.4, 0.6, (0,))), (32.0, report.Number(0.7, 0.6, 0.8, (0,)))]}
+    picture = plots.accuracy_plot("a title", "visual tokens", lines)
+    assert all(f">{text}</text>" in picture for text in ("a title", "visual tokens", "a line", "8", "32"))
+    assert "missing" not in picture
+    assert plots.accuracy_plot("a title", "visual tokens", lines) == picture
+    assert "missing" in plots.accuracy_plot("a title", "visual tokens", {})
+
+
+def test_curves_have_a_panel_for_every_stage() -> None:
+    log = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": "1.5"}, {"step": 20, "train_runtime": 3.0}]
+    picture = load("plots").loss_curves({"align": log, "tune": log[:1]})
+    assert all(f">{text}</text>" in picture for text in ("align", "tune", "loss"))
 
 
 def test_command_line(ablations: ModuleType, out: Any, capsys: pytest.CaptureFixture[str]) -> None:
