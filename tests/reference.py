@@ -328,15 +328,19 @@ def evidence(params: Params, branch: str, logits: Sequence[Sequence[Tensor]]) ->
 
 
 def add_motion(params: Params, values: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Every patch is told how its neighbourhood looks two frames back and ahead: 4 x 9 cosines, 0 where none is."""
+    """Every patch is told how its neighbourhood looks two frames back and ahead: 4 x 9 cosines, 0 where none is.
+
+    Each nine are taken around their mean.
+    """
     num_frames, height, width, dim = values.shape
     sources = values if keys is None else keys
     additions = []
     for t in range(num_frames):
         for h in range(height):
             for w in range(width):
-                cosines = []
+                contrasts = []
                 for other_t in (t - 2, t - 1, t + 1, t + 2):
+                    cosines = []
                     for other_h in (h - 1, h, h + 1):
                         for other_w in (w - 1, w, w + 1):
                             if 0 <= other_t < num_frames and 0 <= other_h < height and 0 <= other_w < width:
@@ -344,7 +348,8 @@ def add_motion(params: Params, values: Tensor, keys: Tensor | None) -> tuple[Ten
                                 cosines.append((unit(sources[t, h, w]) * unit(other)).sum())
                             else:
                                 cosines.append(torch.zeros((), dtype=values.dtype))
-                features = torch.cat([torch.stack(cosines), linear(params, "motion.appearance", values[t, h, w])])
+                    contrasts += [4 * (cosine - sum(cosines) / 9) for cosine in cosines]
+                features = torch.cat([torch.stack(contrasts), linear(params, "motion.appearance", values[t, h, w])])
                 hidden = gelu(linear(params, "motion.inner", features))
                 additions.append(linear(params, "motion.outer", hidden))
     addition = torch.stack(additions).view(num_frames, height, width, -1)
@@ -396,9 +401,32 @@ def point(params: Params, query: Tensor, time: Tensor, values: Tensor, keys: Ten
         trajectory.append(triple)
     weights = softmax(logits)
     means = [sum(weight * place[axis] for weight, place in zip(weights, places, strict=True)) for axis in range(3)]
-    summary = torch.stack([*means, torch.stack(logits).amax(), log_mean_exp(logits)])
-    features = torch.cat([weighted_sum(weights, members), *trajectory, summary])
+    context = weighted_sum(weights, members)
+    context = (context - context.mean()) / torch.sqrt(context.var(unbiased=False) + 1e-5)
+    places = [x for triple in trajectory for x in triple[:2]] + path_of(trajectory) + means[1:]
+    scores = [triple[2] for triple in trajectory]
+    summary = [means[0], torch.stack(logits).amax(), log_mean_exp(logits)]
+    features = torch.cat([context, 4 * torch.stack(places), torch.stack(scores + summary)])
     return features, torch.stack(weights).detach().view(num_frames, height, width)
+
+
+def path_of(trajectory: Sequence[Tensor]) -> list[Tensor]:
+    """Velocity, spread and speed of x and y over 8 bins (x, y, score), which count as the softmax of the scores."""
+    weights = softmax([score for _, _, score in trajectory])
+    times = [(2 * number + 1) / 8 - 1 for number in range(8)]
+    mean_time = sum(w * t for w, t in zip(weights, times, strict=True))
+    variance = sum(w * (t - mean_time) ** 2 for w, t in zip(weights, times, strict=True))
+    velocity, spread, speed = [], [], []
+    for axis in range(2):
+        places = [triple[axis] for triple in trajectory]
+        mean = sum(w * x for w, x in zip(weights, places, strict=True))
+        covariance = sum(w * (t - mean_time) * (x - mean) for w, t, x in zip(weights, times, places, strict=True))
+        velocity.append(covariance / (variance + 1e-3))
+        spread.append(torch.sqrt(sum(w * (x - mean) ** 2 for w, x in zip(weights, places, strict=True)) + 1e-6))
+        both = [torch.sqrt(weights[i] * weights[i + 1]) for i in range(7)]
+        steps = [torch.abs(places[i + 1] - places[i]) for i in range(7)]
+        speed.append(4 * sum(b * x for b, x in zip(both, steps, strict=True)) / sum(both))
+    return velocity + spread + speed
 
 
 def compress(

@@ -30,7 +30,7 @@ from comparison import (
 )
 from hicom.model.compressor import HybridCompressor
 from hicom.model.modeling import HIComForConditionalGeneration
-from hicom.model.options import MatchPointers, bin_weights
+from hicom.model.options import CONTRAST, MatchPointers, bin_weights, path_features
 from invariants import (
     assert_all_trainable_get_grad,
     assert_batched_equals_single,
@@ -378,7 +378,7 @@ def test_motion_does_not_leak_between_packed_videos() -> None:
 
 
 def read_features(pointers: MatchPointers, keys: Tensor, instruction: Tensor) -> Tensor:
-    """The numbers before a pointer's readout, `float[P, D + 29]`."""
+    """The numbers before a pointer's readout, `float[P, D + 35]`."""
     seen: list[Tensor] = []
     handle = pointers.readout.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     pointers(keys, keys, [len(keys)], instruction)
@@ -395,15 +395,33 @@ def test_pointer_reports_the_path_of_what_matches(num_frames: int) -> None:
     half = num_frames // 2
     path = {t: (round(4 * t / max(half - 1, 1)), round(8 * t / max(half - 1, 1))) for t in range(half)}
     features = read_features(pointers, *planted(num_frames, 5, 9, path))[0, DIM:].detach()
-    trajectory, summary = features[:24].view(8, 3), features[24:]
-    assert torch.all(trajectory[:4, 2] > trajectory[4:, 2].max() + 10), "half of the video has no match"
-    assert torch.all(trajectory[:4, :2].diff(dim=0) >= -1e-4), "the path goes right and down"
+    positions, path, mean = (x / CONTRAST for x in features[:24].split([16, 6, 2]))
+    trajectory, scores, time = positions.view(8, 2), features[24:32], features[32]
+    assert torch.all(scores[:4] > scores[4:].max() + 10), "half of the video has no match"
+    assert torch.all(trajectory[:4].diff(dim=0) >= -1e-4), "the path goes right and down"
     for index in range(2):
         if num_frames <= 8:
             size = (9, 5)[index]
             torch.testing.assert_close(trajectory[0, index].item(), 1 / size - 1, atol=1e-3, rtol=0)
             torch.testing.assert_close(trajectory[3, index].item(), 1 - 1 / size, atol=1e-3, rtol=0)
-    torch.testing.assert_close(summary[:3], torch.tensor([-0.5, 0.0, 0.0]), atol=2e-2, rtol=0)
+    torch.testing.assert_close(torch.stack([time, *mean]), torch.tensor([-0.5, 0.0, 0.0]), atol=2e-2, rtol=0)
+    assert torch.all(path[:2] > 1.5), "it crosses the picture in half of the time"
+
+
+def test_path_features_tell_ways_apart() -> None:
+    """Time runs from -1 to 1 and so do places: who crosses the picture has velocity 1 along that axis."""
+    line = (2 * torch.arange(8) + 1) / 8 - 1
+    zeros, there_and_back = torch.zeros(8), line.abs() * 2 - 1
+    absent_late = torch.tensor([0.0] * 4 + [-40.0] * 4)
+    x = torch.stack([line, -line, zeros, there_and_back, torch.where(absent_late < 0, 9.0, line)])
+    y = torch.stack([zeros, line, zeros, zeros, zeros])
+    score = torch.stack([zeros, zeros, zeros, zeros, absent_late])
+    velocity, spread, speed = path_features(torch.stack([x, y, score], -1)[:, None])[:, 0].split(2, -1)
+    close = {"atol": 0.02, "rtol": 0}
+    expected = torch.tensor([[1, 0], [-1, 1], [0, 0], [0, 0], [1, 0]]).float()
+    torch.testing.assert_close(velocity, expected, **close)
+    assert torch.all((spread > 0.1) == torch.tensor([[1, 0], [1, 1], [0, 0], [1, 0], [1, 0]]).bool())
+    torch.testing.assert_close(speed[:4], torch.tensor([[1.0, 0], [1, 1], [0, 0], [12 / 7, 0]]), **close)
 
 
 def test_pointer_attention_finds_the_match_and_sums_to_one() -> None:
@@ -431,7 +449,7 @@ def test_pointer_prefers_a_time_when_asked() -> None:
         with torch.no_grad():
             pointers.logit_scale.fill_(3.0)
             pointers.injector[0].time.bias[0] = slope
-        summary = read_features(pointers, keys, instruction)[0, -5:]
+        summary = read_features(pointers, keys, instruction)[0, -3:]
         torch.testing.assert_close(summary[0].item(), tau, atol=1e-3, rtol=0)
 
 

@@ -24,9 +24,13 @@ REACH = max(OFFSETS)
 NUM_CORRELATIONS = len(OFFSETS) * 9
 VALUE_FEATURES, MOTION_HIDDEN = 32, 64
 
+CONTRAST = 4.0
+"""Places, paths and correlations vary by a fraction of one, features by one or more: this makes them alike. Without it
+an optimiser needs several times the steps until motion counts at all."""
+
 NUM_BINS = 8
-POINTER_FEATURES = 3 * NUM_BINS + 5
-"""A trajectory (x, y, score) of 8 bins, and a summary (time, x, y, maximum, log-mean-exp)."""
+POINTER_FEATURES = (2 * NUM_BINS + 6 + 2) + NUM_BINS + 3
+"""x and y of 8 time bins, `path_features` of them, mean x and y; the bins' scores; time, maximum and log-mean-exp."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -140,7 +144,10 @@ class MotionFeatures(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return values and keys with motion. Without keys, motion is that of the values."""
         correlations = self.correlations(values_FHWD if keys_FHWK is None else keys_FHWK, num_frames)
-        features = torch.cat([correlations, self.appearance(values_FHWD)], -1)
+        # Which of nine neighbours is the most alike says how a patch moves; how alike all are says little.
+        among_nine = correlations.unflatten(-1, (len(OFFSETS), 9))
+        contrasts = CONTRAST * (among_nine - among_nine.mean(-1, keepdim=True)).flatten(-2)
+        features = torch.cat([contrasts, self.appearance(values_FHWD)], -1)
         addition = self.outer(F.gelu(self.inner(features)))
         values = values_FHWD + addition[..., : self.dim]
         return values, None if keys_FHWK is None else keys_FHWK + addition[..., self.dim :]
@@ -202,6 +209,25 @@ def bin_weights(num_frames: Tensor, longest: int) -> Tensor:
     left = torch.maximum(bins / NUM_BINS, places / length)
     right = torch.minimum((bins + 1) / NUM_BINS, (places + 1) / length)
     return (right - left).clamp(min=0) * NUM_BINS
+
+
+def path_features(trajectory_VPB3: Tensor) -> Tensor:
+    """Return `float[V, P, 6]`: velocity (x, y), spread (x, y) and speed (x, y) of a trajectory (x, y, score).
+
+    Bins count as much as the softmax of their scores. What moves has a velocity; what goes back and forth has none, but
+    a spread; what stays has neither.
+    """
+    position, score = trajectory_VPB3[..., :2], trajectory_VPB3[..., 2]
+    weight, bins = score.softmax(-1)[..., None], score.shape[-1]
+    time = ((2 * torch.arange(bins).to(position) + 1) / bins - 1)[:, None]
+    time = time - (weight * time).sum(2, keepdim=True)
+    offset = position - (weight * position).sum(2, keepdim=True)
+    velocity = (weight * time * offset).sum(2) / ((weight * time**2).sum(2) + 1e-3)
+    spread = ((weight * offset**2).sum(2) + 1e-6).sqrt()
+    # A step counts as the geometric mean of its ends. Bins are 2 / bins of time apart.
+    both = ((score[..., 1:] + score[..., :-1]) / 2).softmax(-1)[..., None]
+    speed = (both * position.diff(dim=2).abs()).sum(2) * (bins / 2)
+    return torch.cat([velocity, spread, speed], -1)
 
 
 class PointerInjector(nn.Module):
@@ -318,8 +344,10 @@ class MatchPointers(nn.Module):
         mean_time = torch.einsum("vpt,vt->vp", weight, frame_times(length, 0, longest).to(weight))
         mean_position = torch.einsum("vpt,vpte->vpe", weight, position)
         log_mean_exp = score.logsumexp(-1) - length.to(score).log()[:, None]
-        summary = torch.stack([mean_time, *mean_position.unbind(-1), maximum_VP, log_mean_exp], -1)
-        features = torch.cat([context_VPD, trajectory.flatten(2), summary], -1)
+        summary = torch.stack([mean_time, maximum_VP, log_mean_exp], -1)
+        places = torch.cat([trajectory[..., :2].flatten(2), path_features(trajectory), mean_position], -1)
+        context = F.layer_norm(context_VPD.to(places), context_VPD.shape[-1:])
+        features = torch.cat([context, CONTRAST * places, trajectory[..., 2], summary], -1)
         return self.readout(features.to(self.query.dtype))
 
     def forward(
