@@ -72,7 +72,7 @@ def tiny_llm(root: str = "runs") -> TrainConfig:
         parts=Parts(towers=f"{root}/towers", window=TINY_WINDOWS[0]),
         data=DataConfig(records=(f"{root}/world/train/stories.jsonl",)),
         stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
-        steps=6000,
+        steps=3000,
         batch_size=64,
         group_by_length=True,
         warmup=0.05,
