@@ -348,6 +348,27 @@ FAULTS = [
         "tests/model/test_options.py::test_pointer_reports_the_path_of_what_matches",
     ),
     Fault(
+        "a path's velocity is not over time",
+        OPTIONS,
+        "    velocity = (weight * time * offset).sum(2)",
+        "    velocity = (weight * offset.abs()).sum(2)",
+        "tests/model/test_options.py::test_path_features_tell_ways_apart",
+    ),
+    Fault(
+        "motion is how alike all neighbours are, not which one is the most",
+        OPTIONS,
+        "(among_nine - among_nine.mean(-1, keepdim=True))",
+        "among_nine",
+        "tests/model/test_options.py::test_equals_reference",
+    ),
+    Fault(
+        "a baseline's answer names the configuration's window",
+        INFERENCE,
+        'getattr(model.compressor, "window", None) if window is None else window',
+        "window or model.config.window",
+        "tests/test_inference.py::test_answer_names_the_window_of_its_compressor",
+    ),
+    Fault(
         "a pointer does not start at the instruction",
         OPTIONS,
         "        start_as_identity(self.inner, self.outer)\n        if self.noise:",
