@@ -17,21 +17,16 @@ CHOICE_SHARE = 0.25
 
 
 def tell(scene: Scene, item: SceneObject) -> str:
-    """Return `[colour] name`, where it starts, how it moves, where it is halfway and ends, and what else is true of it.
-
-    A word before each value says which one it is: a small model learns to look up what follows a word long before it
-    learns to count words.
-    """
-    times = {"starts": item.enter, "halfway": (item.enter + item.leave) / 2, "ends": item.leave}
+    """Return `[colour] name, start, way, middle, end`, and what else is true of it."""
     words = [item.name]
-    for word, time in times.items():
-        words += [word, side(scene, item, time) or "middle"]
-        if word == "starts":
-            words += ["is" if item.is_brief or item.way == "still" else "moves", "brief" if item.is_brief else item.way]
+    for time in (item.enter, (item.enter + item.leave) / 2, item.leave):
+        words.append(side(scene, item, time) or "middle")
+        if time == item.enter:
+            words.append("brief" if item.is_brief else item.way)
     if item.growth != 1:
         words.append("grows" if item.growth > 1 else "shrinks")
     if item.mark:
-        words.append(f"with a {item.mark} dot")
+        words.append(f"{item.mark} dot")
     if item.enter > 0:
         words.append("late")
     if item.leave < 1:
