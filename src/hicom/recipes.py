@@ -147,7 +147,7 @@ class FromNothing(Chain):
 
     root: tyro.conf.Suppress[str] = "runs"
     num_clips: int = 20000
-    tower_steps: int = 5000
+    tower_steps: int = 4000
     seed: int = 0
 
     def prepare(self) -> None:

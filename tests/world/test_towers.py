@@ -94,7 +94,7 @@ def test_resumed_training_equals_uninterrupted(trained, tmp_path):
 
 def test_the_position_loss_puts_the_place_into_the_features():
     """With a weight that leaves little else to learn, the read-out gets better."""
-    config = TowerConfig(batch=4, position_weight=20.0)
+    config = TowerConfig(batch=4, position_weight=40.0)
     tokenizer = build_tokenizer()
     towers = Towers(len(tokenizer), 0)
     pixels = preprocess(render(make_scene(clip_seed(0, "val", 1)), SHORT)[0][:2])

@@ -7,7 +7,9 @@ whole instructions ("which way does the dog move?"), so an instruction's embeddi
 object that it names, at both where it names two, at all objects where it names none.
 
 Naming a patch needs no notion of where it is, and features without one cannot answer "where". So one more loss reads
-every patch's place out of its features.
+every patch's place out of its features. Naming also needs nothing of an instruction but its nouns, and a compressor
+that is told only these cannot look at what is asked of them. So texts must tell what they ask, and a text about the dot
+on an object must point at the dot rather than at the rest of the object.
 """
 
 import io
@@ -48,7 +50,7 @@ from hicom.world.scenes import (
     make_scene,
     make_snapshot,
 )
-from hicom.world.templates import NAMING, PHRASES, PREDICATES, TEMPLATES
+from hicom.world.templates import HELD_OUT_TEMPLATES, NAMING, PHRASES, PREDICATES, TEMPLATES
 from hicom.world.tokenizer import TEXT_LENGTH, build_tokenizer
 
 IMAGE_SIZE = 64
@@ -67,7 +69,11 @@ MARK_PHRASES = ("{c} dot", "a {c} dot", "the {c} dot", "an object with a {c} dot
 NAMING_TEMPLATES = tuple(text for key in NAMING for text in TEMPLATES[key])
 PAIR_TEMPLATES = (*TEMPLATES["before"], *TEMPLATES["after"], "the {x} and the {y}")
 OPEN_KEYS = ("count", "which", "first", "last", "needle_what", "caption", "list", "moving", "sequence", "together")
+ASKED = (*(key for key in TEMPLATES if key != "which"), *PREDICATES)
+"""What a text asks: its templates' name, and what moves how if it asks which object does."""
 NUM_PAIRS, NUM_OPEN = 16, 8  # texts of a step that name two objects, or none
+NUM_DOTS, NUM_ASKED = 32, 32  # texts of a step about a dot in one of its frames, and texts about anything
+ASKED_SCALE = 10.0  # a fixed temperature: a free one would let the loss vanish with what is asked a trace in the text
 _TRAIN_STREAM = 1000  # third number of the seed of training frames; clips of the splits use small ones
 
 
@@ -84,6 +90,7 @@ class TowerConfig:
         warmup: warm-up steps.
         image_weight: weight of the sigmoid image-text loss; the dense loss has weight 1.
         position_weight: weight of the position loss.
+        asked_weight: weight of telling what a text asks.
     """
 
     steps: int = 0
@@ -94,10 +101,11 @@ class TowerConfig:
     warmup: int = 100
     image_weight: float = 0.1
     position_weight: float = 0.5
+    asked_weight: float = 0.2
 
 
 class Towers(nn.Module):
-    """A `SiglipModel` with the scale and bias of the dense loss and a read-out of places, which only training needs."""
+    """A `SiglipModel`, and for training a scale and bias of the dense loss and read-outs of places and wordings."""
 
     def __init__(self, vocab_size: int, pad_token_id: int) -> None:
         super().__init__()
@@ -117,6 +125,7 @@ class Towers(nn.Module):
         self.dense_scale = nn.Parameter(torch.tensor(2.5))
         self.dense_bias = nn.Parameter(torch.tensor(-6.0))
         self.position_head = nn.Linear(WIDTH, 2)
+        self.asked_head = nn.Linear(WIDTH, len(ASKED), bias=False)
         with (
             torch.no_grad()
         ):  # a linear code of the place, half as large as the features, for the position loss to find
@@ -254,6 +263,24 @@ def open_text(rng: Generator) -> str:
     return _vary(fill(templates[rng.integers(len(templates))], predicate=said[rng.integers(len(said))]), rng)
 
 
+def dot_text(noun: str, rng: Generator) -> str:
+    """A random instruction about the dot on a noun."""
+    templates = TEMPLATES["detail"]
+    return _vary(fill(templates[rng.integers(len(templates))], noun), rng)
+
+
+def asked_text(rng: Generator) -> tuple[str, int]:
+    """A random instruction about anything, and the index in `ASKED` of what it asks."""
+    asked = int(rng.integers(len(ASKED)))
+    said = PREDICATES.get(ASKED[asked], ("moves",))
+    templates = TEMPLATES["which" if ASKED[asked] in PREDICATES else ASKED[asked]]
+    first, second = rng.choice(NUM_NOUNS, 2, replace=False)
+    text = fill(
+        templates[rng.integers(len(templates))], NOUNS[first], NOUNS[second], predicate=said[rng.integers(len(said))]
+    )
+    return _vary(text, rng), asked
+
+
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     """Token ids int[N, 24], padded to the full length because SigLIP pools the last position."""
     batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
@@ -280,8 +307,9 @@ def whiten_stem(towers: Towers, seed: int) -> None:
 def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerConfig, step: int) -> Tensor:
     """Loss of one step.
 
-    Dense: each patch's name (cross-entropy among names and among nouns) and dot (cross-entropy), and whether a text is
-    about it (sigmoid; texts that name one, two or no objects). Besides: the sigmoid image-text and the position loss.
+    Dense: each patch's name (cross-entropy among names and among nouns) and dot (cross-entropy), whether a text is
+    about it (sigmoid; texts that name one, two or no objects), and which patch of its frame has the dot that a text is
+    about (cross-entropy). Besides: the sigmoid image-text loss, the position loss, what a text asks (cross-entropy).
     """
     batch = training_batch(config.seed, step, config.batch)
     rng = generator(config.seed, _TRAIN_STREAM, step)
@@ -294,8 +322,12 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     texts += [MARK_PHRASES[rng.integers(len(MARK_PHRASES))].format(c=color) for color in MARK_COLORS]
     texts += [pair_text(NOUNS[x], NOUNS[y], rng) for x, y in pairs]
     texts += [open_text(rng) for _ in range(NUM_OPEN)]
-    sizes = [len(NAMES), len(MARK_COLORS), NUM_PAIRS, NUM_OPEN]
-    text, mark_text, pair, opened = towers.encode_text(tokenize(tokenizer, texts)).split(sizes)
+    dots = rng.permutation(np.argwhere((batch.marks >= 0) & (batch.labels >= 0)))[:NUM_DOTS]
+    texts += [dot_text(NAMES[batch.labels[frame, patch]].split()[-1], rng) for frame, patch in dots]
+    questions, kinds = zip(*(asked_text(rng) for _ in range(NUM_ASKED)), strict=True)
+    texts += questions
+    sizes = [len(NAMES), len(MARK_COLORS), NUM_PAIRS, NUM_OPEN, len(dots), NUM_ASKED]
+    text, mark_text, pair, opened, dot_texts, question = towers.encode_text(tokenize(tokenizer, texts)).split(sizes)
     keys, images, features = towers.encode_images(preprocess(batch.frames))
     arrays = (batch.labels, batch.marks, batch.present, pairs)
     labels, marks, present, asked = (torch.from_numpy(array).to(towers.device) for array in arrays)
@@ -325,16 +357,21 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     filled_count = filled.sum().clamp(min=1)
     absent = errors[:, : NUM_NOUNS + NUM_PAIRS].sum() / filled_count
     objects = errors[:, NUM_NOUNS + NUM_PAIRS :].mean()
+    frame, patch = torch.from_numpy(dots).to(towers.device).T
+    by_dot = F.cross_entropy(torch.einsum("npd,nd->np", keys[frame], dot_texts) * dense, patch) if len(dots) else 0.0
+    prototypes = F.normalize(towers.asked_head.weight, dim=-1)
+    by_kind = F.cross_entropy(question @ prototypes.T * ASKED_SCALE, torch.tensor(kinds, device=towers.device))
     places = patch_places().to(towers.device).expand(len(features), -1, -1)
     position = F.mse_loss(towers.position_head(features), places)
     return (
         by_leaf
         + by_noun
-        + 0.5 * by_mark
+        + 0.5 * (by_mark + by_dot)
         + 0.1 * absent
         + 0.5 * objects
         + config.image_weight * image_loss / config.batch
         + config.position_weight * position
+        + config.asked_weight * by_kind
     )
 
 
@@ -357,6 +394,8 @@ def evaluate(
         `pointing`: share of visible objects whose instruction's best patch touches the object (`num_objects`);
         `retrieval`: share of single-object frames whose image embedding is nearest to the right noun (`num_single`);
         `marks`: share of dots whose patch is nearest to the right colour of dot (`num_marks`);
+        `dot_pointing`: share of dots whose instruction's best patch in the frame is the dot's;
+        `asked`: share of held-out wordings that are nearest to what they ask (`num_asked`);
         `presence_auc`: probability that a present noun's best patch scores higher than an absent noun's;
         `place_error`: mean distance of the read-out place from the true one, in patches.
     """
@@ -366,7 +405,8 @@ def evaluate(
     names = towers.encode_text(tokenize(tokenizer, list(NAMES))).cpu()
     dots = towers.encode_text(tokenize(tokenizer, [MARK_PHRASES[1].format(c=color) for color in MARK_COLORS])).cpu()
     extents = bundled_sprites().extents
-    naming, pointing, retrieval, marks, positive, negative, errors = [], [], [], [], [], [], []
+    naming, pointing, retrieval, marks, dot_pointing = [], [], [], [], []
+    positive, negative, errors = [], [], []
     for index in range(num_clips):
         scene = make_scene(clip_seed(seed, "val", index))
         frames, masks = decoded_clip(scene, folder)
@@ -385,6 +425,9 @@ def evaluate(
             for place, colour in enumerate(mark_labels(mask, scene, extents, moment)):
                 if colour >= 0:
                     marks.append(int((key[place] @ dots.T).argmax()) == colour)
+                    if labels[place] >= 0:
+                        text = tokenize(tokenizer, [dot_text(NAMES[labels[place]].split()[-1], rng)])
+                        dot_pointing.append(int((key @ towers.encode_text(text).cpu()[0]).argmax()) == place)
             touched = rearrange(mask, "(gh ph) (gw pw) -> (gh gw) (ph pw)", gh=GRID, gw=GRID)
             seen = [i for i in range(len(scene.objects)) if (mask == i + 1).any()]
             if not seen:
@@ -393,14 +436,24 @@ def evaluate(
                 best = int((image @ names[:NUM_NOUNS].T).argmax())
                 retrieval.append(NOUNS[best] == scene.objects[seen[0]].noun)
             absent = [noun for noun in NOUNS if noun not in {item.noun for item in scene.objects}]
-            asked = [scene.objects[i].noun for i in seen] + [absent[rng.integers(len(absent))] for _ in seen]
-            texts = [fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in asked]
+            sought = [scene.objects[i].noun for i in seen] + [absent[rng.integers(len(absent))] for _ in seen]
+            texts = [fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in sought]
             score = towers.encode_text(tokenize(tokenizer, texts)).cpu() @ key.T
             for row, i in zip(score, seen, strict=False):
                 same = [j + 1 for j, item in enumerate(scene.objects) if item.noun == scene.objects[i].noun]
                 pointing.append(bool(np.isin(touched[int(row.argmax())], same).any()))
             positive += score[: len(seen)].amax(1).tolist()
             negative += score[len(seen) :].amax(1).tolist()
+    wordings = [
+        (fill(text, NOUNS[rng.integers(NUM_NOUNS)], NOUNS[rng.integers(NUM_NOUNS)]), ASKED.index(key))
+        for key, held_out in HELD_OUT_TEMPLATES.items()
+        if key in ASKED
+        for text in held_out
+        for _ in range(5)
+    ]
+    kinds = towers.encode_text(tokenize(tokenizer, [text for text, _ in wordings])).cpu()
+    asked = (kinds @ F.normalize(towers.asked_head.weight, dim=-1).cpu().T).argmax(1).tolist()
+    told = [kind == right for kind, (_, right) in zip(asked, wordings, strict=True)]
     towers.train()
     wins = np.array(positive)[:, None] > np.array(negative)[None]
     return {
@@ -412,6 +465,9 @@ def evaluate(
         "num_single": len(retrieval),
         "marks": float(np.mean(marks)),
         "num_marks": len(marks),
+        "dot_pointing": float(np.mean(dot_pointing)),
+        "asked": float(np.mean(told)),
+        "num_asked": len(told),
         "place_error": float(np.mean(errors)),
         "presence_auc": float(wins.mean()),
     }
