@@ -4,8 +4,8 @@ Every row is a compressor that is trained from the same dual encoder and the sam
 the same steps, rates and seeds, then asked the same questions. What stands for what is written over each table and in
 `docs/ablations.md`. One command trains what is missing, goes on after `kill -9`, shares its work with other processes
 of the same command (`--workers 2`, or start it twice), and after every finished run writes `ablations.json`,
-`ablations.md` and the plots to `docs/results/`. Needs the world, the towers and the language model: `hicom train
-tiny-llm` and what that asks for.
+`ablations.md` and the plots to `docs/results/`. Needs the world (`hicom world make runs/world`); towers and language
+model are embedded in the package (`hicom-tiny-start`).
 
     OUT/stages/STAGE-DIGEST/         a training run (`hicom.train`); rows with the same definition share it
     OUT/answers/DIGEST/TEST.json     right and wrong answers of a trained row to one test
@@ -41,6 +41,7 @@ from world_accuracy import answer, chances, is_right, read_questions
 
 from hicom.data.features import FeatureStore, cache_features, feature_key, locked
 from hicom.data.records import read_records
+from hicom.inference import find_model
 from hicom.model.baselines import build_compressor
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window
@@ -54,6 +55,7 @@ from hicom.train.run import git_commit, hardware
 logger = logging.getLogger("ablations")
 
 ROOT = Path(__file__).parents[1]
+START = find_model("hicom-tiny-start")
 NUM_FRAMES = 8
 BUDGET = 16
 """Visual tokens of rows compared at equal tokens: 1 in 32 of 512 patches; the paper has 680 of 23328, 1 in 34."""
@@ -543,8 +545,8 @@ class Place:
     """
 
     world: Path = Path("runs/world")
-    towers: Path = Path("runs/towers")
-    language_model: Path | None = Path("runs/tiny/llm/model")
+    towers: Path = START
+    language_model: Path | None = START
     cache: Path = Path("runs/features")
     out: Path = Path("runs/ablations")
 
@@ -561,7 +563,8 @@ class Place:
         for path in files:
             if not path.is_file():
                 raise ValueError(
-                    f"{path} is missing: `hicom train tiny-llm` makes the world, towers and language model"
+                    f"{path} is missing: `hicom world make` writes the world, `hicom train tiny-llm` also makes "
+                    "towers and a language model"
                 )
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()

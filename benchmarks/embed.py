@@ -1,7 +1,11 @@
-"""Ship a trained model inside the package: `python benchmarks/embed.py --model runs/tiny/tune/model --results FILE`.
+"""Ship trained models inside the package.
 
-Copies the model to `src/hicom/assets/hicom-tiny/`, renders the demo clip from a seed that no split of the training
-world uses, and puts the measured results, the runs and their curves into `docs/hicom-tiny.md` and the model card.
+`python benchmarks/embed.py model --model runs/tiny/tune/model --results FILE` copies the model to
+`src/hicom/assets/hicom-tiny/`, renders the demo clip from a seed that no split of the training world uses, and puts the
+measured results, the runs and their curves into `docs/hicom-tiny.md` and the model card.
+
+`python benchmarks/embed.py start` puts towers and language model, before anything was compressed, into
+`src/hicom/assets/hicom-tiny-start/`: what the three stages and the ablations start from.
 """
 
 import json
@@ -10,11 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from plots import loss_curves
 from world_accuracy import table
 
 from hicom.model.convert import tensor_shapes
+from hicom.recipes import tiny_parts
+from hicom.train.assemble import assemble
 from hicom.world.render import iter_frames, write_video
 from hicom.world.scenes import WorldConfig, clip_seed, make_scene
 
@@ -39,6 +46,34 @@ model, offline; it knows its own small world and nothing else. Commands, data, c
 
 The sprites come from Noto Color Emoji (OFL-1.1, see `../sprites/OFL.txt`).
 """
+
+START_CARD = """---
+license: apache-2.0
+library_name: transformers
+---
+# hicom-tiny-start
+
+What the three stages of `hicom-tiny` start from: a dual encoder that names what single frames show, and a language
+model that has read of scenes told in words, in half precision. The compressor between them is untrained, so its answers
+mean nothing. With it, stages and ablations run without the hour that made it: `hicom train tiny-align --parts.towers
+hicom-tiny-start --parts.language-model hicom-tiny-start`. How it was made: `docs/training.md`.
+
+Dual encoder: {steps} steps in {tower_minutes:.0f} minutes ({threads} thread of a CPU); on decoded validation clips:
+
+{metrics}
+
+Language model: {llm_steps} steps of {llm_batch} questions in {llm_minutes:.0f} minutes, commit {commit}, mean loss
+{loss:.2f}.
+
+The sprites come from Noto Color Emoji (OFL-1.1, see `../sprites/OFL.txt`).
+"""
+COUNTS = {
+    "naming": "num_patches",
+    "pointing": "num_objects",
+    "retrieval": "num_single",
+    "marks": "num_marks",
+    "asked": "num_asked",
+}
 
 
 def results_text(results: dict[str, Any]) -> str:
@@ -100,7 +135,38 @@ def put_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{start}\n{text}\n\n{end}{tail}", "utf-8")
 
 
-def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
+def embed_start(root: str = "runs") -> None:
+    """Put towers and language model together and write them in half precision, with a card.
+
+    Args:
+        root: folder of the towers and of the language model's run.
+    """
+    model, processor = assemble(tiny_parts(root))
+    target = ASSETS / "hicom-tiny-start"
+    shutil.rmtree(target, ignore_errors=True)
+    model.to(torch.float16).save_pretrained(target)
+    processor.save_pretrained(target)
+    towers = json.loads((Path(root) / "towers" / "run.json").read_text("utf-8"))
+    llm = json.loads((Path(tiny_parts(root).language_model or "").parent / "run.json").read_text("utf-8"))
+    rows = ["| measure | value | n |", "|---|---|---|"]
+    for name, value in towers["metrics"].items():
+        if name not in COUNTS.values():
+            rows.append(f"| {name} | {value:.3f} | {towers['metrics'].get(COUNTS.get(name, ''), '')} |")
+    card = START_CARD.format(
+        steps=towers["steps"],
+        tower_minutes=towers["seconds"] / 60,
+        threads=towers["threads"],
+        metrics="\n".join(rows),
+        llm_steps=llm["configuration"]["steps"],
+        llm_batch=llm["configuration"]["batch_size"],
+        llm_minutes=llm["wall_s"] / 60,
+        commit=str(llm["commit"])[:12],
+        loss=llm["loss"],
+    )
+    (target / "README.md").write_text(card, "utf-8")
+
+
+def embed_model(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
     """Copy the model, render the demo clip, write the results.
 
     Args:
@@ -139,4 +205,4 @@ def main(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict({"model": embed_model, "start": embed_start})

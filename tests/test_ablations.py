@@ -393,5 +393,5 @@ def test_command_line(ablations: ModuleType, out: Any, capsys: pytest.CaptureFix
     assert "qformer" not in shown
     folders = [f"--{name}={getattr(out, name)}" for name in ("world", "towers", "cache", "out")]
     language_model = f"--language-model={out.out / 'none'}"
-    with pytest.raises(ValueError, match="is missing: `hicom train tiny-llm`"):
+    with pytest.raises(ValueError, match="is missing: `hicom world make` writes the world"):
         ablations.main(["--protocol", "smoke", "--rows", "pool", *folders, language_model])
