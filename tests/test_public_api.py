@@ -29,7 +29,7 @@ SIGNATURES = {
     ),
     "HybridCompressor.forward": (
         "(values, keys, num_frames, instruction=None, instruction_tokens=None, instruction_mask=None, "
-        "window=None, compression='conditional', return_attention=False)"
+        "window=None, compression='conditional', return_attention=False, video_index=None)"
     ),
     "HybridCompressor.token_count": "(num_frames, height, width, window=None, compression='conditional')",
     "HybridCompressor.stream": (
@@ -42,12 +42,12 @@ SIGNATURES = {
         "labels=None, pixel_values=None, image_instruction_input_ids=None, "
         "image_instruction_attention_mask=None, pixel_values_videos=None, video_num_frames=None, "
         "instruction_input_ids=None, instruction_attention_mask=None, video_values=None, video_keys=None, "
-        "window=None, compression=None, use_cache=None, logits_to_keep=0, **kwargs)"
+        "window=None, compression=None, video_index=None, use_cache=None, logits_to_keep=0, **kwargs)"
     ),
     "HIComModel.get_video_features": (
         "(pixel_values_videos=None, video_num_frames=None, instruction_input_ids=None, "
         "instruction_attention_mask=None, video_values=None, video_keys=None, window=None, "
-        "compression='conditional', **kwargs)"
+        "compression='conditional', video_index=None, **kwargs)"
     ),
     "HIComModel.get_image_features": (
         "(pixel_values, instruction_input_ids=None, instruction_attention_mask=None, window=None, "

@@ -130,6 +130,7 @@ def tiny_tune(root: str = "runs") -> TrainConfig:
         steps=8000,
         batch_size=64,
         group_by_length=True,
+        per_video=4,
         weight_decay=0.02,
     )
 

@@ -1,11 +1,12 @@
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 
 import pytest
 import torch
 
-from hicom.data.collate import Collator, LengthGroupedSampler, SampleSet
+from hicom.data.collate import Collator, GroupedSampler, SampleSet
 from hicom.data.features import cache_features
 from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
@@ -98,6 +99,28 @@ def test_kept_features_give_the_loss_of_pixels(
     torch.testing.assert_close(loss_kept, loss_pixels, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("compression", ["conditional", "unguided", "off"])
+def test_a_video_shared_by_questions_is_passed_once_and_gives_the_same_loss(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], compression: str
+) -> None:
+    model, processor = parts
+    records = read_records(folder / "records.jsonl")
+    samples = [records[0], dataclasses.replace(records[1], videos=records[0].videos), records[2], records[3]]
+    store = cache_features(model, processor, [v for s in samples for v in s.videos], folder / "cache", num_frames=4)
+    collator = Collator(processor=processor, num_frames=4, store=store, compression=compression)  # type: ignore[arg-type]
+    batch = collator(list(enumerate(samples)))
+    assert batch["video_index"].tolist() == [0, 0, 1, 2]
+    assert len(batch["video_num_frames"]) == 3
+    assert len(batch["video_values"]) == batch["video_num_frames"].sum() == 12
+    apart = batch | {"video_num_frames": batch["video_num_frames"][batch["video_index"]]}
+    del apart["video_index"]
+    for name in ("video_values", "video_keys"):
+        if name in batch:
+            apart[name] = torch.cat([batch[name].split(4)[video] for video in batch["video_index"]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).loss, model(**apart).loss)
+
+
 def test_windows_depend_on_the_samples_alone(
     folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor]
 ) -> None:
@@ -173,7 +196,7 @@ def test_loss_of_the_last_places_is_the_whole_loss(tmp_path: Path) -> None:
 
 def test_batches_are_of_about_one_length_and_hold_every_sample_once() -> None:
     lengths = [(7919 * i) % 100 for i in range(1003)]
-    sampler = LengthGroupedSampler(lengths, 10, seed=3)
+    sampler = GroupedSampler(lengths, 10, seed=3)
     order = list(sampler)
     assert sorted(order) == list(range(1003))
     spreads = [max(x) - min(x) for x in ([lengths[i] for i in order[b : b + 10]] for b in range(0, 1000, 10))]
@@ -181,3 +204,26 @@ def test_batches_are_of_about_one_length_and_hold_every_sample_once() -> None:
     assert list(sampler) == order
     sampler.set_epoch(1)
     assert list(sampler) != order
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_samples_of_a_video_come_together(by_length: bool) -> None:
+    """All of them, once each; groups of four, but for what a video has left over and what the end of a batch cuts."""
+    videos = [i % 150 for i in range(1003)]
+    lengths = [(7919 * i) % 100 for i in range(1003)] if by_length else None
+    sampler = GroupedSampler(lengths, 16, seed=3, videos=videos, per_video=4)
+    order = list(sampler)
+    assert len(sampler) == len(order)
+    assert sorted(order) == list(range(1003))
+    shown = [len({videos[i] for i in order[b : b + 16]}) for b in range(0, 1000, 16)]
+    assert sum(shown) / len(shown) < 16 * 0.45
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    again = list(sampler)
+    assert again != order
+    if lengths is not None:
+        longest = [max(lengths[i] for i in order[b : b + 16]) for b in range(0, 1000, 16)]
+        assert min(longest) < 70, "groups of short samples come together"
+    # Which four of a video's samples come together changes from epoch to epoch.
+    pairs = [{tuple(sorted(x)) for x in itertools.pairwise(o) if videos[x[0]] == videos[x[1]]} for o in (order, again)]
+    assert len(pairs[0] & pairs[1]) < 0.8 * len(pairs[0])

@@ -171,6 +171,34 @@ def test_a_batch_of_copies_gives_copies() -> None:
     assert_batched_equals_single(compressor(**three).tokens, [compressor(**one).tokens[0]] * 3, 1e-6)
 
 
+ALL_OPTIONS = {"match_evidence": True, "motion_features": True, "num_pointers": 2}
+
+
+@pytest.mark.parametrize("compression", ["conditional", "unguided", "off"])
+@pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all options"])
+def test_several_instructions_about_one_video_equal_copies_of_it(options: dict[str, Any], compression: Any) -> None:
+    compressor = make(**options)
+    inputs, index = make_inputs([5, 1, 3]), [2, 0, 0, 2]
+    asked = make_inputs([1] * len(index), seed=7)
+    said = {name: asked[name] for name in ("instruction", "instruction_tokens", "instruction_mask")}
+    shared = inputs | said | {"video_index": index}
+    parts = [select(inputs, video) for video in index]
+    copies = {name: torch.cat([part[name] for part in parts]) for name in ("values", "keys")}
+    copied = copies | said | {"num_frames": [inputs["num_frames"][video] for video in index]}
+    if compression == "off":
+        together, apart = (compressor(**x, compression="off").tokens for x in (shared, copied))
+        assert_batched_equals_single(together, apart, 1e-6)
+        return
+    (together, found), (apart, expected) = (
+        run(compressor, x, torch.float64, compression=compression) for x in (shared, copied)
+    )
+    assert_batched_equals_single(together.tokens, apart.tokens, EXACT)
+    assert_batched_equals_single(together.local_attention, apart.local_attention, EXACT)
+    for name in dict(compressor.named_parameters()):
+        if name in expected:
+            assert_close(found[name], expected[name], EXACT, f"gradient of {name}")
+
+
 chunks = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 
 
@@ -445,6 +473,9 @@ def test_rejects_impossible_choices(options: dict[str, Any], message: str) -> No
         ({"instruction_mask": torch.tensor([[1] * LENGTH, [0] * LENGTH])}, "instruction_mask of video 1 has no real"),
         ({"window": (2, -1, 2)}, r"window=\(2, -1, 2\)"),
         ({"compression": "of"}, "compression='of'"),
+        ({"video_index": [0, 2]}, r"video_index=\[0, 2\] must name some of 2 videos"),
+        ({"video_index": []}, r"video_index=\[\]"),
+        ({"video_index": [0, 1, 1]}, r"instruction .*\(2, 8\); 3 entries of video_index need"),
     ],
 )
 def test_rejects_inputs_that_disagree(change: dict[str, Any], message: str) -> None:

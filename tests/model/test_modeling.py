@@ -84,6 +84,27 @@ def test_encoder_runs_once_per_generate(kwargs: dict) -> None:
     assert calls == {"vision": 1, "instruction": 1, "compressor": 1}
 
 
+@pytest.mark.parametrize("compressor", ["hicom", "space_time_pool"])
+def test_a_video_placed_twice_is_encoded_once(compressor: str) -> None:
+    """Two questions about one video and one about another: two videos of frames, three places."""
+    fields = {} if compressor == "hicom" else {"compressor": compressor, "compressor_options": {"window": (2, 2, 2)}}
+    model = tiny.model(**fields)
+    texts = [chat(f"<video>\n{text}") for text in ("which object moves left ?", "is there a dog ?", "what is red ?")]
+    first, second = frames(4, 1), frames(5, 2)
+    apart = dict(tiny.processor(model.config, num_frames=8)(texts, videos=[first, first, second]))
+    assert apart["video_num_frames"].tolist() == [4, 4, 5]
+    together = apart | {
+        "pixel_values_videos": apart["pixel_values_videos"][4:],
+        "video_num_frames": apart["video_num_frames"][1:],
+        "video_index": torch.tensor([0, 0, 1]),
+    }
+    torch.testing.assert_close(model(**together).logits, model(**apart).logits, rtol=1e-4, atol=1e-5)
+    ids = [model.generate(**inputs, max_new_tokens=4, min_new_tokens=4) for inputs in (together, apart)]
+    assert torch.equal(*ids)
+    with pytest.raises(ValueError, match=r"video_index=\[0, 0, 2\] must name some of 2 videos"):
+        model(**together | {"video_index": torch.tensor([0, 0, 2])})
+
+
 def test_one_beam_equals_greedy_and_cache_equals_no_cache() -> None:
     model = tiny.model()
     inputs = batch(model)

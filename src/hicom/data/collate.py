@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,19 +39,24 @@ class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
         file, number = self.order[index]
         return index, self.records[file][number]
 
-    def lengths(self) -> list[int]:
-        """Return how long the text of every sample is, in characters; visual tokens are as many for all."""
-        return [
-            len(sample.answer) + sum(len(message["content"]) for message in sample.messages)
-            for sample in (self[index][1] for index in range(len(self)))
-        ]
+    def lengths_and_videos(self) -> tuple[list[int], list[tuple[Path, ...]]]:
+        """Return how long the text of every sample is, in characters, and what videos it is about."""
+        lengths, videos = [], []
+        for _, sample in (self[index] for index in range(len(self))):
+            lengths.append(len(sample.answer) + sum(len(message["content"]) for message in sample.messages))
+            videos.append(tuple(sample.videos))
+        return lengths, videos
 
 
-class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """Random order in which the samples of a batch are about equally long: less of it is padding.
+class GroupedSampler(torch.utils.data.Sampler[int]):
+    """Random order in which samples come with others of about their length, of their video, or both.
+
+    The first makes less of a batch padding; the second lets a batch encode a video once for several questions.
 
     Args:
-        lengths: of all samples.
+        lengths: of all samples; None: any may come together.
+        videos: of all samples, in any form that tells them apart; None: any may come together.
+        per_video: samples of a video that come together.
         batch_size: samples of a batch, of all devices together.
         seed: of the order; it also depends on the epoch, and on nothing else.
     """
@@ -58,8 +64,19 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     POOL = 50
     """Batches that are drawn together and then sorted by length."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = torch.tensor(lengths)
+    def __init__(
+        self,
+        lengths: Sequence[int] | None,
+        batch_size: int,
+        seed: int,
+        *,
+        videos: Sequence[Hashable] | None = None,
+        per_video: int = 1,
+    ) -> None:
+        number = len(lengths if lengths is not None else videos or ())
+        self.lengths = torch.tensor(lengths if lengths is not None else [0] * number)
+        self.videos = list(videos) if videos is not None else list(range(number))
+        self.per_video = per_video
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
@@ -67,20 +84,38 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def _groups(self, order: list[int], draw: torch.Generator) -> list[list[int]]:
+        """Return up to `per_video` samples of one video each, in random order."""
+        if self.per_video == 1:
+            return [[number] for number in order]
+        waiting: dict[Hashable, list[int]] = {}
+        for number in order:
+            waiting.setdefault(self.videos[number], []).append(number)
+        size = self.per_video
+        groups = [each[i : i + size] for each in waiting.values() for i in range(0, len(each), size)]
+        return [groups[i] for i in torch.randperm(len(groups), generator=draw).tolist()]
+
     def set_epoch(self, epoch: int) -> None:
         """Take another order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=draw)
-        pools = [pool[self.lengths[pool].argsort()] for pool in order.split(self.POOL * self.batch_size)]
-        batches = [batch for pool in pools for batch in pool.split(self.batch_size)]
+        groups = self._groups(torch.randperm(len(self.lengths), generator=draw).tolist(), draw)
+        longest = torch.tensor([int(self.lengths[group].max()) for group in groups])
+        pool = self.POOL * self.batch_size // self.per_video
+        order = [
+            number
+            for numbers in torch.arange(len(groups)).split(pool)
+            for place in numbers[longest[numbers].argsort()].tolist()
+            for number in groups[place]
+        ]
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         # The last batch of all may be short, and must stay the last.
         whole = len(self.lengths) // self.batch_size
         shuffled = torch.randperm(whole, generator=draw).tolist()
         for number in (*shuffled, *range(whole, len(batches))):
-            yield from batches[number].tolist()
+            yield from batches[number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +158,13 @@ class Collator:
                 media |= {"videos": videos, "num_frames": self.num_frames}
             else:
                 media["video_num_frames"] = self.store.counts(videos)
-                features["video_values"] = self.store.read(videos, "values").float()
+                shown = list(dict.fromkeys(videos))
+                if len(shown) < len(videos):
+                    features["video_index"] = torch.tensor([shown.index(video) for video in videos])
+                    features["video_num_frames"] = torch.tensor(self.store.counts(shown))
+                features["video_values"] = self.store.read(shown, "values").float()
                 if self.compression == "conditional" and "keys" in self.store.key:
-                    features["video_keys"] = self.store.read(videos, "keys").float()
+                    features["video_keys"] = self.store.read(shown, "keys").float()
         conversations: list[list[dict[str, Any]]] = [self.conversation(sample) for sample in samples]
         batch = self.processor.apply_chat_template(conversations, tokenize=True, return_labels=True, **extra, **media)
         assert not isinstance(batch, str | list)

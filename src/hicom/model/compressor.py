@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from .ops import (
     TimePlan,
     Window,
+    check_video_index,
     check_window,
     closed_groups,
     gather_windows,
     mean_of_groups,
+    repeat_videos,
     resample_to_groups,
     sinusoidal_positions,
     sinusoidal_table,
@@ -673,6 +675,7 @@ class HybridCompressor(nn.Module):
         window: Window | None = None,
         compression: Compression = "conditional",
         return_attention: bool = False,
+        video_index: Sequence[int] | None = None,
     ) -> CompressorOutput:
         """Compress a batch of videos.
 
@@ -686,20 +689,27 @@ class HybridCompressor(nn.Module):
             window: (T, H, W) in place of the default, at run time.
             compression: `conditional`, `unguided` (stage `align` of the release) or `off` (of the paper).
             return_attention: also return the attention maps of both branches and of pointers.
+            video_index: numbers of the videos that V results are of, where several instructions are about one video;
+                `num_frames` then counts videos, and what does not depend on the instruction is done once for each.
+                None: one result a video, in order.
 
         Raises:
             ValueError: shapes or counts disagree, or the instruction is missing.
         """
         num_frames = [int(frames) for frames in num_frames]
-        self.check_inputs(values, keys, num_frames, instruction, instruction_tokens, instruction_mask)
+        self.check_inputs(values, keys, num_frames, instruction, instruction_tokens, instruction_mask, video_index)
         window = self.resolve_window(window, compression)
         if compression == "off":
             assert self.local is not None
-            tokens = self.local.readout(values)
-            return CompressorOutput(tuple(x.flatten(0, 2) for x in tokens.split(num_frames)))
+            found = [x.flatten(0, 2) for x in self.local.readout(values).split(num_frames)]
+            return CompressorOutput(tuple(found if video_index is None else (found[video] for video in video_index)))
         guide = Instruction(instruction, instruction_tokens, instruction_mask)
         if self.motion is not None:
             values, keys = self.motion(values, keys, num_frames)
+        if video_index is not None:
+            values = repeat_videos(values, num_frames, video_index)
+            keys = None if keys is None else repeat_videos(keys, num_frames, video_index)
+            num_frames = [num_frames[video] for video in video_index]
         parts: list[list[Tensor]] = [[] for _ in num_frames]
         local_attention = global_attention = pointer_attention = None
         if self.local is not None:
@@ -740,6 +750,7 @@ class HybridCompressor(nn.Module):
         instruction: Tensor | None = None,
         instruction_tokens: Tensor | None = None,
         instruction_mask: Tensor | None = None,
+        video_index: Sequence[int] | None = None,
     ) -> None:
         """Raise ValueError where shapes disagree with each other or with the widths of this compressor."""
         if values.ndim != 4 or values.shape[-1] != self.dim:
@@ -749,11 +760,13 @@ class HybridCompressor(nn.Module):
             raise ValueError(f"keys have the shape {tuple(keys.shape)}, expected {expected}, as the values")
         if not num_frames or min(num_frames) < 1 or sum(num_frames) != len(values):
             raise ValueError(f"num_frames={num_frames} must be positive and sum to the {len(values)} frames of values")
-        dim = self.instruction_dim
+        check_video_index(video_index, len(num_frames))
+        dim, number = self.instruction_dim, len(num_frames) if video_index is None else len(video_index)
         for name, x, ndim in (("instruction", instruction, 2), ("instruction_tokens", instruction_tokens, 3)):
-            if x is not None and (x.ndim != ndim or len(x) != len(num_frames) or x.shape[-1] != dim):
-                shape = f"float[{len(num_frames)}, {'' if ndim == 2 else 'L, '}{dim}]"
-                raise ValueError(f"{name} has the shape {tuple(x.shape)}; {len(num_frames)} videos need {shape}")
+            if x is not None and (x.ndim != ndim or len(x) != number or x.shape[-1] != dim):
+                shape = f"float[{number}, {'' if ndim == 2 else 'L, '}{dim}]"
+                what = "videos" if video_index is None else "entries of video_index"
+                raise ValueError(f"{name} has the shape {tuple(x.shape)}; {number} {what} need {shape}")
         if instruction_mask is not None and instruction_tokens is not None:
             expected = instruction_tokens.shape[:2]
             if instruction_mask.shape != expected:

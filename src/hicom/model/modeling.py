@@ -35,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from .compressor import Compression, CompressorOutput, HybridCompressor
 from .config import HIComConfig
-from .ops import Window
+from .ops import Window, check_video_index, repeat_videos
 
 TOWERS: dict[type, type[PreTrainedModel]] = {
     SiglipVisionConfig: SiglipVisionModel,
@@ -58,6 +58,7 @@ MEDIA_ARGUMENTS = (
     "video_keys",
     "window",
     "compression",
+    "video_index",
 )
 
 
@@ -265,6 +266,7 @@ class HIComModel(HIComPreTrainedModel):
         window: Window | None = None,
         compression: Compression = "conditional",
         return_attention: bool = False,
+        video_index: Sequence[int] | None = None,
     ) -> CompressorOutput:
         """Turn the features of videos into visual tokens, steered by one instruction a video.
 
@@ -276,6 +278,7 @@ class HIComModel(HIComPreTrainedModel):
             window: (T, H, W) in place of the model's.
             compression: `conditional`, `unguided` or `off`.
             return_attention: also return attention maps.
+            video_index: numbers of the videos that the instructions are about; None: each its own, in order.
 
         Raises:
             ValueError: the instruction is missing, or a mode does not exist for this compressor.
@@ -283,7 +286,12 @@ class HIComModel(HIComPreTrainedModel):
         if not isinstance(self.compressor, HybridCompressor):
             if compression != "conditional":
                 raise ValueError(f"compression={compression!r} exists for the hicom compressor only; leave it out")
-            return self.compressor(features.values, None, num_frames, window=window, return_attention=return_attention)
+            values = features.values
+            if video_index is not None:
+                check_video_index(video_index, len(num_frames))
+                values = repeat_videos(values, num_frames, video_index)
+                num_frames = [num_frames[video] for video in video_index]
+            return self.compressor(values, None, num_frames, window=window, return_attention=return_attention)
         pooled = tokens = mask = None
         if self.config.is_conditional and compression == "conditional":
             if instruction_input_ids is None:
@@ -291,8 +299,9 @@ class HIComModel(HIComPreTrainedModel):
                     "this model's compressor is steered by the instruction: pass instruction_input_ids "
                     "(HIComProcessor makes them from the question), or compression='unguided'"
                 )
-            if len(instruction_input_ids) != len(num_frames):
-                raise ValueError(f"{len(instruction_input_ids)} instructions for {len(num_frames)} videos or images")
+            number = len(num_frames if video_index is None else video_index)
+            if len(instruction_input_ids) != number:
+                raise ValueError(f"{len(instruction_input_ids)} instructions for {number} videos or images")
             pooled, tokens = self.encode_instruction(instruction_input_ids, instruction_attention_mask)
             mask = instruction_attention_mask
         return self.compressor(
@@ -305,6 +314,7 @@ class HIComModel(HIComPreTrainedModel):
             window=window,
             compression=compression,
             return_attention=return_attention,
+            video_index=video_index,
         )
 
     def get_video_features(
@@ -317,6 +327,7 @@ class HIComModel(HIComPreTrainedModel):
         video_keys: Tensor | None = None,
         window: Window | None = None,
         compression: Compression = "conditional",
+        video_index: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Return the visual tokens of videos.
@@ -330,10 +341,12 @@ class HIComModel(HIComPreTrainedModel):
             video_keys: `float[F, h, w, K]`, likewise.
             window: (T, H, W) in place of the model's.
             compression: `conditional`, `unguided` or `off`.
+            video_index: `int[Q]`, the video that each of Q instructions is about, so that a video that is asked about
+                often is encoded once; None: each its own, in order.
             **kwargs: accepted because transformers adds `return_dict`.
 
         Returns:
-            An output whose `pooler_output` is a tuple of `float[N_v, C]`, one a video.
+            An output whose `pooler_output` is a tuple of `float[N_v, C]`, one a video or entry of `video_index`.
 
         Raises:
             ValueError: neither or both of frames and features are given, or counts disagree.
@@ -346,7 +359,15 @@ class HIComModel(HIComPreTrainedModel):
             assert video_values is not None
             features = VisionFeatures(video_values, video_keys)
         counts = [len(features.values)] if video_num_frames is None else [int(n) for n in video_num_frames]
-        output = self.compress(features, counts, instruction_input_ids, instruction_attention_mask, window, compression)
+        output = self.compress(
+            features,
+            counts,
+            instruction_input_ids,
+            instruction_attention_mask,
+            window,
+            compression,
+            video_index=None if video_index is None else [int(video) for video in video_index],
+        )
         return BaseModelOutputWithPooling(pooler_output=output.tokens)
 
     def get_image_features(
@@ -394,6 +415,7 @@ class HIComModel(HIComPreTrainedModel):
         video_keys: Tensor | None = None,
         window: Window | None = None,
         compression: Compression | None = None,
+        video_index: Tensor | None = None,
     ) -> Tensor:
         """Return `float[B, sequence, C]`: text embeddings with visual tokens in the place of placeholders.
 
@@ -417,6 +439,7 @@ class HIComModel(HIComPreTrainedModel):
                 video_keys,
                 window,
                 mode,
+                video_index,
             )
             embeddings = place_tokens(embeddings, input_ids, self.config.video_token_id, videos.pooler_output, "video")
         return embeddings
@@ -439,6 +462,7 @@ class HIComModel(HIComPreTrainedModel):
         video_keys: Tensor | None = None,
         window: Window | None = None,
         compression: Compression | None = None,
+        video_index: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -460,6 +484,7 @@ class HIComModel(HIComPreTrainedModel):
                 video_keys,
                 window,
                 compression,
+                video_index,
             )
         return self.language_model(
             attention_mask=attention_mask,
@@ -549,6 +574,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         video_keys: Tensor | None = None,
         window: Window | None = None,
         compression: Compression | None = None,
+        video_index: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -573,6 +599,8 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             video_keys: `float[F, h, w, K]`, likewise.
             window: (T, H, W) of the local branch in place of the model's.
             compression: `conditional` (None), `unguided` or `off`.
+            video_index: `int[Q]`, the number of the video that each placed video shows, where some are placed more than
+                once: these are passed and encoded once. None: each its own, in order.
             use_cache: whether to return the LLM's cache.
             logits_to_keep: compute logits, and the loss, of the last so many places only; 0: of all.
             **kwargs: passed on to the LLM and the loss.
@@ -598,6 +626,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             video_keys=video_keys,
             window=window,
             compression=compression,
+            video_index=video_index,
             use_cache=use_cache,
             **kwargs,
         )

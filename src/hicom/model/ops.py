@@ -318,3 +318,18 @@ def resample_to_groups(x: Tensor, plan: TimePlan, window: Window) -> Tensor:
         weight = fraction.to(x).view(shape)
         x = torch.lerp(x.index_select(axis, low.to(x.device)), x.index_select(axis, high.to(x.device)), weight)
     return x
+
+
+def check_video_index(video_index: Sequence[int] | None, num_videos: int) -> None:
+    """Raise ValueError where an index names a video that is not there."""
+    wrong = [] if video_index is None else [video for video in video_index if not 0 <= video < num_videos]
+    if wrong or (video_index is not None and len(video_index) == 0):
+        raise ValueError(
+            f"video_index={list(video_index or ())} must name some of {num_videos} videos by their numbers from 0"
+        )
+
+
+def repeat_videos(x_FHWD: Tensor, num_frames: Sequence[int], video_index: Sequence[int]) -> Tensor:
+    """Return the packed frames of the videos that `video_index` names, one after the other, as often as it does."""
+    parts = x_FHWD.split(list(num_frames))
+    return torch.cat([parts[video] for video in video_index])

@@ -109,6 +109,7 @@ class TrainConfig:
         log_every: steps from one line of the log to the next.
         workers: processes that make batches; 0: the training process itself.
         group_by_length: whether samples of a batch are about equally long, so that less of it is padding.
+        per_video: samples of one video that come in one batch together, which then encodes it once for all of them.
         bf16: mixed precision on a GPU.
         seed: of everything random.
     """
@@ -130,11 +131,12 @@ class TrainConfig:
     log_every: int = 50
     workers: int = 0
     group_by_length: bool = False
+    per_video: int = 1
     bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if (self.init is None) == (self.parts is None):

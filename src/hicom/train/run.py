@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from ..data.collate import Collator, LengthGroupedSampler, SampleSet
+from ..data.collate import Collator, GroupedSampler, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features, locked
 from ..data.records import read_records
@@ -201,13 +201,23 @@ def hardware() -> dict[str, Any]:
 
 
 class GroupingTrainer(Trainer):
-    """A Trainer whose batches hold samples of about equal length."""
+    """A Trainer whose batches hold samples of about equal length, of the same videos, or both."""
+
+    group_by_length: bool
+    per_video: int
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of one epoch after the other."""
         assert isinstance(self.train_dataset, SampleSet)
         size = self.args.train_batch_size
-        sampler = LengthGroupedSampler(self.train_dataset.lengths(), size * num_processes(), self.args.seed)
+        lengths, videos = self.train_dataset.lengths_and_videos()
+        sampler = GroupedSampler(
+            lengths if self.group_by_length else None,
+            size * num_processes(),
+            self.args.seed,
+            videos=videos,
+            per_video=self.per_video,
+        )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_size=size,
@@ -342,7 +352,8 @@ def make_trainer(
         from torch.utils.tensorboard import SummaryWriter
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
-    trainer = (GroupingTrainer if config.group_by_length else Trainer)(
+    grouping = config.group_by_length or config.per_video > 1
+    trainer = (GroupingTrainer if grouping else Trainer)(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -351,6 +362,8 @@ def make_trainer(
         optimizers=(optimizer, scheduler),
         callbacks=callbacks,
     )
+    if isinstance(trainer, GroupingTrainer):
+        trainer.group_by_length, trainer.per_video = config.group_by_length, config.per_video
     # The Trainer sets a key that a HICom configuration does not have; the LLM's own is the one in force.
     del model.config.use_cache
     return trainer
