@@ -327,6 +327,27 @@ FAULTS = [
         "tests/world/test_towers.py::test_resumed_training_equals_uninterrupted",
     ),
     Fault(
+        "texts about dots point at one corner of the frame",
+        TOWERS,
+        "* dense, patch) if len(dots)",
+        "* dense, torch.zeros_like(patch)) if len(dots)",
+        "tests/world/test_towers.py::test_the_loss_puts_what_is_asked_into_texts_and_dots_into_patches",
+    ),
+    Fault(
+        "all questions of a batch get the first video",
+        OPS,
+        "torch.cat([parts[video] for video in video_index])",
+        "torch.cat([parts[0] for video in video_index])",
+        "tests/model/test_compressor.py::test_several_instructions_about_one_video_equal_copies_of_it",
+    ),
+    Fault(
+        "a batch takes every video for its first one",
+        COLLATE,
+        "[shown.index(video) for video in videos]",
+        "[0 for video in videos]",
+        "tests/data/test_collate.py::test_a_video_shared_by_questions_is_passed_once_and_gives_the_same_loss",
+    ),
+    Fault(
         "match evidence counts padded frames",
         COMPRESSOR,
         "num_frames = shape[3] if plan.mask is None else",

@@ -10,8 +10,10 @@ from transformers import AutoTokenizer, SiglipModel
 from hicom.world.questions import corpus
 from hicom.world.render import Renderer, bundled_sprites, render
 from hicom.world.scenes import COLORS, MARK_COLORS, NOUNS, WorldConfig, clip_seed, make_scene
+from hicom.world.templates import PREDICATES, TEMPLATES
 from hicom.world.tokenizer import SPECIAL_TOKENS, TEXT_LENGTH, build_tokenizer
 from hicom.world.towers import (
+    ASKED,
     BACKGROUND,
     GRID,
     IGNORE,
@@ -20,6 +22,8 @@ from hicom.world.towers import (
     Batch,
     TowerConfig,
     Towers,
+    asked_text,
+    dot_text,
     evaluate,
     instruction_text,
     loss_of,
@@ -113,6 +117,38 @@ def test_the_position_loss_puts_the_place_into_the_features():
     assert error() < 0.5 * before
 
 
+def test_the_loss_puts_what_is_asked_into_texts_and_dots_into_patches():
+    """On the frames of one step: texts tell what they ask, and texts about dots point at dots."""
+    config = TowerConfig(batch=4, asked_weight=20.0)
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    towers = Towers(len(tokenizer), 0)
+    batch, rng = training_batch(0, 0, 4), np.random.Generator(np.random.PCG64(3))
+    dots = np.argwhere((batch.marks >= 0) & (batch.labels >= 0))
+    nouns = [NAMES[batch.labels[frame, patch]].split()[-1] for frame, patch in dots]
+    questions, kinds = zip(*(asked_text(rng) for _ in range(200)), strict=True)
+
+    def shares():
+        with torch.no_grad():
+            found = towers.encode_text(tokenize(tokenizer, questions)) @ towers.asked_head.weight.T
+            texts = towers.encode_text(tokenize(tokenizer, [dot_text(noun, rng) for noun in nouns]))
+            keys = towers.encode_images(preprocess(batch.frames))[0][dots[:, 0]]
+        best = torch.einsum("npd,nd->np", keys, texts).argmax(1)
+        right = [int(place) == patch for place, (_, patch) in zip(best, dots, strict=True)]
+        return (found.argmax(1) == torch.tensor(kinds)).float().mean().item(), float(np.mean(right))
+
+    # Chance is 1/33 and 1/64. One step's 32 texts are too few to learn all wordings from.
+    assert max(shares()) < 0.12
+    optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss_of(towers, tokenizer, config, 0).backward()
+        optimizer.step()
+    asked, pointed = shares()
+    assert asked > 0.15
+    assert pointed > 0.6
+
+
 def test_training_lowers_the_loss_and_trains_everything(trained):
     towers, _ = trained
     torch.manual_seed(CONFIG.seed)
@@ -186,6 +222,13 @@ def test_mark_labels_are_at_the_dots():
 def test_texts_are_about_what_they_say():
     rng = np.random.Generator(np.random.PCG64(0))
     tokenizer = build_tokenizer()
+    for text, kind in (asked_text(rng) for _ in range(100)):
+        wordings = TEMPLATES.get(ASKED[kind], TEMPLATES["which"])
+        said = [word for part in wordings for word in part.rstrip("?.").split() if "{" not in word]
+        assert set(text.rstrip("?.").split()) & set(said), text
+        if ASKED[kind] in PREDICATES:
+            assert any(words in text for words in PREDICATES[ASKED[kind]]), text
+    assert all("dot" in text and "umbrella" in text for text in (dot_text("umbrella", rng) for _ in range(20)))
     texts = [instruction_text("umbrella", rng) for _ in range(60)]
     assert all("umbrella" in text for text in texts)
     assert len(set(texts)) > 30
