@@ -7,9 +7,11 @@ of the same command (`--workers 2`, or start it twice), and after every finished
 `ablations.md` and the plots to `docs/results/`. Needs the world (`hicom world make runs/world`); towers and language
 model are embedded in the package (`hicom-tiny-start`).
 
-    OUT/stages/STAGE-DIGEST/         a training run (`hicom.train`); rows with the same definition share it
-    OUT/answers/DIGEST/TEST.json     right and wrong answers of a trained row to one test
-    OUT/data/                        records mixed for Table A5
+    OUT/stages/STAGE-DIGEST/                      a training run (`hicom.train`); rows with the same definition share it
+    docs/results/ablations/DIGEST-TEST.json.gz    right and wrong answers of a trained row to one test
+    OUT/data/                                     records mixed for Table A5
+
+Answers are part of the repository: a row that was trained on another machine is not trained again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fcntl
+import gzip
 import hashlib
 import json
 import logging
@@ -532,6 +535,10 @@ def rows_of(table: Table) -> set[str]:
 # Training and asking.
 
 
+PLACES = ("world", "towers", "language_model", "cache", "out")
+"""Fields of `Place` that are options of the command."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where everything lies.
@@ -541,7 +548,8 @@ class Place:
         towers: the dual encoder.
         language_model: folder of the model whose language model all rows start from; None: random weights.
         cache: vision features.
-        out: runs and answers.
+        out: runs.
+        answers: folder of the answers; None: `answers` in `out`.
     """
 
     world: Path = Path("runs/world")
@@ -549,6 +557,7 @@ class Place:
     language_model: Path | None = START
     cache: Path = Path("runs/features")
     out: Path = Path("runs/ablations")
+    answers: Path | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -563,7 +572,7 @@ class Place:
         for path in files:
             if not path.is_file():
                 raise ValueError(
-                    f"{path} is missing: `hicom world make` writes the world, `hicom train tiny-llm` also makes "
+                    f"{path} is missing: `hicom world make` writes the world, `hicom train tiny` also makes "
                     "towers and a language model"
                 )
             digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -587,11 +596,11 @@ def try_lock(path: Path) -> Iterator[bool]:
         yield True
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, "utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 
 
@@ -652,7 +661,9 @@ class Job:
     def stages(self) -> list[Stage]:
         """The row's training runs, each from the last one's model."""
         row, protocol, place = self.row, self.protocol, self.place
-        shared: dict[str, Any] = {"weight_decay": 0.0, "seed": self.seed, "accumulate": row.accumulate}
+        # Batches of equally long questions, four about a clip: less padding, and a clip is worked on once for all four.
+        grouped = {"group_by_length": True, "per_video": 4}
+        shared: dict[str, Any] = {"seed": self.seed, "accumulate": row.accumulate, **grouped}
         plain = StageConfig(trainable=((IDLE, 0.0), (INJECTION, 0.0), (COMPRESSOR, protocol.align_rate)))
         steps: list[tuple[str, StageConfig, str, int, int, float]] = [
             ("align", plain, place.records("align"), protocol.align, protocol.align_batch, 0.0)
@@ -681,7 +692,8 @@ class Job:
                 stage=dataclasses.replace(stage, trainable=row.rates(stage.trainable)),
                 steps=number,
                 batch_size=max(1, batch // row.accumulate),
-                **shared | {"weight_decay": decay},
+                weight_decay=decay,
+                **shared,
             )
             fields = dataclasses.asdict(config) | {"out": None, "init": None}
             # The run before stands for its model; no path does, so that the folder may be moved.
@@ -697,8 +709,8 @@ class Job:
 
     def answers_path(self, test: Test) -> Path:
         """Return the file of the answers to a test."""
-        digest = digest_of(dataclasses.asdict(test), self.num_clips(test))
-        return self.place.out / "answers" / self.stages[-1].digest / f"{test.name}-{digest}.json"
+        digest = digest_of(self.stages[-1].digest, dataclasses.asdict(test), self.num_clips(test))
+        return (self.place.answers or self.place.out / "answers") / f"{digest}-{test.name}.json.gz"
 
     def num_clips(self, test: Test) -> int:
         """Return how many clips a test is about."""
@@ -707,7 +719,7 @@ class Job:
     def answers(self, test: Test) -> dict[str, Any] | None:
         """Return the answers to a test, if they are there."""
         path = self.answers_path(test)
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        return json.loads(gzip.decompress(path.read_bytes())) if path.exists() else None
 
     @property
     def is_done(self) -> bool:
@@ -796,7 +808,9 @@ class Job:
                     for sample, text in zip(samples, given, strict=True)
                 ],
             }
-            write_whole(self.answers_path(test), json.dumps(results) + "\n")
+            # Without a time inside, equal answers are equal files.
+            packed = gzip.compress((json.dumps(results) + "\n").encode(), mtime=0)
+            write_whole(self.answers_path(test), packed)
 
 
 def make_parent(path: Path) -> Path:
@@ -1063,7 +1077,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--protocol", choices=PROTOCOLS, default="cpu")
     parser.add_argument("--num-clips", type=int, default=None, help="held-out clips that are asked about")
-    for name in ("world", "towers", "language_model", "cache", "out"):
+    for name in PLACES:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, default=getattr(place, name))
     parser.add_argument("--results", type=Path, default=None, help="folder of the report; default: docs/results")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
@@ -1092,7 +1106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workers = [subprocess.Popen(command) for _ in range(args.workers)]
         return max(worker.wait() for worker in workers)
     torch.set_num_threads(args.threads)
-    place = Place(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Place)})
+    place = Place(**{name: getattr(args, name) for name in PLACES})
+    if args.protocol != "smoke":
+        place = dataclasses.replace(place, answers=(args.results or ROOT / "docs" / "results") / "ablations")
     jobs = make_jobs(rows, args.seeds, protocol, place)
     # The report is of everything, whatever is asked for now.
     everything = make_jobs(list(ROWS.values()), sorted({*SEEDS, *args.seeds}), protocol, place)

@@ -11,6 +11,7 @@ import hicom
 
 LEVELS = {
     "video": 0,
+    "optim": 0,
     "model.ops": 0,
     "model": 1,
     "data": 2,
@@ -27,7 +28,7 @@ LEVELS = {
 # train, eval and serve are on one level, so that they cannot import each other; beyond the levels:
 FORBIDDEN = {("train", "world"): "recipes tie the world and training together"}
 # The compressor is usable without transformers.
-PLAIN_TORCH = {"model.ops", "model.options", "model.compressor", "model.baselines"}
+PLAIN_TORCH = {"model.ops", "model.options", "model.compressor", "model.baselines", "optim"}
 # The package itself imports nothing when it is imported; its lazy names may only be used from outside.
 LIGHT_NAMES = {"__version__"}
 

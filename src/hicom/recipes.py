@@ -60,31 +60,11 @@ def tiny_data(root: str, *names: str) -> DataConfig:
     return DataConfig(records=records, root=world, num_frames=8, cache=f"{root}/features", about=ABOUT)
 
 
-def tiny_llm(root: str = "runs") -> TrainConfig:
-    """Teach a small language model to read: questions about the world's scenes, told in words.
-
-    The paper starts from a language model that reads; this is its stand-in. Command: `hicom train tiny-llm`, after
-    world, towers and stories (docs/training.md).
-    """
-    return TrainConfig(
-        name="llm",
-        out=f"{root}/tiny/llm",
-        parts=Parts(towers=f"{root}/towers", window=TINY_WINDOWS[0]),
-        data=DataConfig(records=(f"{root}/world/train/stories.jsonl",)),
-        stage=StageConfig(trainable=((LANGUAGE_MODEL, 2e-3),)),
-        steps=3000,
-        batch_size=64,
-        group_by_length=True,
-        warmup=0.05,
-        weight_decay=0.02,
-    )
-
-
 def tiny_parts(root: str = "runs") -> Parts:
     """What `hicom-tiny` is put together of: the paper's compressor with all options beyond the paper."""
     return Parts(
         towers=f"{root}/towers",
-        language_model=f"{root}/tiny/llm/model",
+        language_model=f"{root}/reader",
         window=TINY_WINDOWS[0],
         num_global_tokens=4,
         config={"match_evidence": True, "motion_features": True, "num_pointers": 2},
@@ -136,33 +116,53 @@ def tiny_tune(root: str = "runs") -> TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromNothing(Chain):
-    """A chain that first makes its own data and towers.
+class ReaderSize:
+    """The language model that reads (`hicom.world.reader`).
 
     Attributes:
-        root: folder of the world and the towers, which the stages name too.
+        steps: training steps.
+        hidden_size: width.
+        intermediate_size: width inside its MLPs.
+        num_layers: layers.
+        num_heads: attention heads.
+    """
+
+    steps: int = 2200
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromNothing(Chain):
+    """A chain that first makes its own data, towers and language model.
+
+    Attributes:
+        root: folder of all these, which the stages name too.
         num_clips: clips to train on.
         tower_steps: training steps of the dual encoder.
-        seed: of the world and the dual encoder.
+        reader: the language model that reads, and how it learns to.
+        seed: of the world, the dual encoder and the language model.
     """
 
     root: tyro.conf.Suppress[str] = "runs"
     num_clips: int = 20000
-    tower_steps: int = 4000
+    tower_steps: int = 5000
+    reader: ReaderSize = ReaderSize()
     seed: int = 0
 
     def prepare(self) -> None:
-        """Write clips and stories and train the dual encoder; what is there already is kept."""
+        """Write clips, train the dual encoder, teach the language model to read; what is there already is kept."""
+        from .world import reader, towers
         from .world.dataset import make_dataset, make_world
-        from .world.stories import write_stories
-        from .world.towers import TowerConfig
-        from .world.towers import train as train_towers
 
-        world, towers = Path(self.root) / "world", Path(self.root) / "towers"
-        make_dataset(world, HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
-        write_stories(world / "train" / "stories.jsonl", seed=self.seed)
-        if not (towers / "run.json").exists():
-            train_towers(TowerConfig(steps=self.tower_steps, seed=self.seed), towers)
+        root = Path(self.root)
+        make_dataset(root / "world", HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
+        if not (root / "towers" / "run.json").exists():
+            towers.train(towers.TowerConfig(steps=self.tower_steps, seed=self.seed), root / "towers")
+        if not (root / "reader" / "run.json").exists():
+            reader.train(reader.ReaderConfig(**dataclasses.asdict(self.reader), seed=self.seed), root / "reader")
 
 
 HELD_OUT_CLIPS = {"val": 500, "test": 2000, "test_pairs": 1000, "test_scenes": 1000, "test_long": 300}
@@ -170,26 +170,25 @@ HELD_OUT_CLIPS = {"val": 500, "test": 2000, "test_pairs": 1000, "test_scenes": 1
 
 def tiny() -> FromNothing:
     """`hicom-tiny` from nothing: the world, the dual encoder and all stages. Command: `hicom train tiny`."""
-    return FromNothing(out="runs/tiny", stages=(tiny_llm(), tiny_align(), tiny_pretrain(), tiny_tune()))
+    return FromNothing(out="runs/tiny", stages=(tiny_align(), tiny_pretrain(), tiny_tune()))
 
 
 def tiny_gpu() -> FromNothing:
     """A larger `hicom-tiny` for one GPU: more clips, a wider language model, longer stages; not run by us yet."""
     root = "runs/gpu"
-    wider = Parts(towers=f"{root}/towers", hidden_size=256, intermediate_size=768, num_layers=6)
     stages = (
-        (dataclasses.replace(tiny_llm(root), parts=wider), 6000),
         (tiny_align(root), 500),
         (tiny_pretrain(root), 2000),
         (tiny_tune(root), 40000),
     )
     larger = (dataclasses.replace(s, steps=steps, batch_size=256, bf16=True, workers=8) for s, steps in stages)
-    return FromNothing(out=f"{root}/tiny", root=root, num_clips=100000, tower_steps=20000, stages=tuple(larger))
+    wider = ReaderSize(steps=20000, hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8)
+    sizes = {"num_clips": 100000, "tower_steps": 20000, "reader": wider}
+    return FromNothing(out=f"{root}/tiny", root=root, stages=tuple(larger), **sizes)
 
 
 RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {
     "tiny": tiny,
-    "tiny-llm": tiny_llm,
     "tiny-align": tiny_align,
     "tiny-pretrain": tiny_pretrain,
     "tiny-tune": tiny_tune,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hicom.model.modeling import HIComForConditionalGeneration
-from hicom.train import Chain, Parts, run
+from hicom.train import Parts, run
 from hicom.train.assemble import assemble
 from toy_training import make_config, make_folder
 
@@ -70,18 +70,6 @@ def test_any_compressor_trains_and_is_saved(
     loaded = HIComForConditionalGeneration.from_pretrained(model)
     for name, value in config.items():
         assert getattr(loaded.config, name) == value
-
-
-def test_a_stage_of_a_chain_can_bring_another_compressor(folder: Path, trained: Path, tmp_path: Path) -> None:
-    """As `hicom-tiny` does: the language model learns alone, then it comes under the compressor that is wanted."""
-    words = dataclasses.replace(make_config(folder, steps=2), name="words")
-    parts = parts_of(folder, language_model="taken from the stage before", config=OPTIONS)
-    stage = dataclasses.replace(make_config(folder).stage, trainable=((r"model\.compressor\..*", 1e-3),))
-    sights = make_config(folder, name="sights", steps=1, parts=parts, stage=stage)
-    model = HIComForConditionalGeneration.from_pretrained(run(Chain(out=str(tmp_path), stages=(words, sights))))
-    donor = HIComForConditionalGeneration.from_pretrained(tmp_path / "words" / "model")
-    assert same(model.model.language_model, donor.model.language_model)
-    assert model.config.num_pointers == 2
 
 
 def test_an_embedded_model_gives_its_towers() -> None:

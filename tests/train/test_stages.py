@@ -27,7 +27,7 @@ def test_first_match_wins_and_the_rest_is_frozen() -> None:
     assert [list(rule.parameters) for rule in rules] == [["a.bias"], ["a.weight"], ["b.bias"]]
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {"a.weight", "b.bias"}
     assert rules[1].summary() == {"pattern": r"a\..*", "tensors": 1, "parameters": 6, "rate": 1e-3}
-    groups = make_optimizer(rules, weight_decay=0.1, betas=(0.9, 0.99)).param_groups
+    groups = make_optimizer(model, rules, optimizer="adamw", weight_decay=0.1, betas=(0.9, 0.99)).param_groups
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1e-3, 0.1), (1e-4, 0.0)]
 
 

@@ -29,11 +29,13 @@ from hicom.world.towers import (
     loss_of,
     mark_labels,
     name_index,
+    neighbour_text,
     open_text,
     pair_text,
     patch_labels,
     patch_places,
     preprocess,
+    side_by_side,
     tokenize,
     train,
     training_batch,
@@ -100,6 +102,7 @@ def test_the_position_loss_puts_the_place_into_the_features():
     """With a weight that leaves little else to learn, the read-out gets better."""
     config = TowerConfig(batch=4, position_weight=40.0)
     tokenizer = build_tokenizer()
+    torch.manual_seed(0)
     towers = Towers(len(tokenizer), 0)
     pixels = preprocess(render(make_scene(clip_seed(0, "val", 1)), SHORT)[0][:2])
 
@@ -149,6 +152,52 @@ def test_the_loss_puts_what_is_asked_into_texts_and_dots_into_patches():
     assert pointed > 0.6
 
 
+def test_the_loss_points_from_a_thing_to_the_one_next_to_it():
+    """On the frames of one step, texts that name one object point at another one."""
+    config = TowerConfig(batch=4, image_weight=0.0, position_weight=0.0, asked_weight=0.0)
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    towers = Towers(len(tokenizer), 0)
+    batch, rng = training_batch(0, 0, 4), np.random.Generator(np.random.PCG64(3))
+    frames = batch.neighbours[:, 0]
+
+    def share():
+        with torch.no_grad():
+            texts = towers.encode_text(
+                tokenize(tokenizer, [neighbour_text(NOUNS[noun], rng) for _, noun, _ in batch.neighbours])
+            )
+            keys = towers.encode_images(preprocess(batch.frames))[0][frames]
+        best = torch.einsum("npd,nd->np", keys, texts).argmax(1)
+        found = [batch.labels[frame, patch] for frame, patch in zip(frames, best.tolist(), strict=True)]
+        return np.mean(
+            [
+                label >= 0 and NAMES[label].split()[-1] == NOUNS[other]
+                for label, (_, _, other) in zip(found, batch.neighbours, strict=True)
+            ]
+        )
+
+    assert len(frames) >= 4
+    before = share()
+    optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss_of(towers, tokenizer, config, 0).backward()
+        optimizer.step()
+    assert share() > max(0.6, before + 0.3)
+
+
+def test_what_is_next_to_a_thing_is_told_where_there_is_one_answer():
+    pairs = 0
+    for index in range(60):
+        scene = make_scene(clip_seed(0, "val", index))
+        found = side_by_side(scene, 0.5)
+        if scene.kind == "pair":
+            first, second = scene.objects[:2]
+            assert found == [(first, second), (second, first)]
+            pairs += 1
+    assert pairs > 5
+
+
 def test_training_lowers_the_loss_and_trains_everything(trained):
     towers, _ = trained
     torch.manual_seed(CONFIG.seed)
@@ -160,7 +209,7 @@ def test_training_lowers_the_loss_and_trains_everything(trained):
 def test_frames_depend_on_seed_and_step_only():
     a, b, c, d = (training_batch(*key, 3) for key in ((0, 5), (0, 5), (0, 6), (1, 5)))
     assert isinstance(a, Batch)
-    for field in ("frames", "labels", "marks", "present"):
+    for field in ("frames", "labels", "marks", "present", "neighbours"):
         assert np.array_equal(getattr(a, field), getattr(b, field)), field
     assert not np.array_equal(a.frames, c.frames)
     assert not np.array_equal(a.frames, d.frames)
@@ -177,6 +226,10 @@ def test_batches_agree_with_themselves():
         assert present[list(named)].all(), "what fills a patch is present"
         shown = {NAMES[i] for i in np.flatnonzero(present)}
         assert all(name.split()[-1] in shown for name in shown), "a red circle is a circle"
+    assert len(batch.neighbours) > 10
+    for frame, noun, other in batch.neighbours:
+        assert batch.present[frame, [noun, other]].all(), "neighbours are seen"
+        assert noun != other
     assert set(np.unique(batch.marks)) == {IGNORE, *range(len(MARK_COLORS))}
     # A dot is on an object, and much smaller.
     assert (batch.labels[batch.marks >= 0] != BACKGROUND).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -11,6 +11,7 @@ from ..data.features import OnBadVideo
 from ..model.compressor import Compression
 from ..model.ops import Window
 
+OptimizerName = Literal["adamw", "muon"]
 Rates = tuple[tuple[str, float], ...]
 """Table of (regular expression over a parameter's whole name, learning rate): first match wins, no match = frozen."""
 
@@ -59,8 +60,8 @@ class Parts:
     Attributes:
         towers: folder of a SigLIP dual encoder and its tokenizer, or of a HICom model (or its embedded name) to take
             both towers from.
-        language_model: folder or embedded name of a HICom model whose language model and tokenizer are taken; None:
-            random weights of the sizes that follow.
+        language_model: folder of a causal language model, or folder or embedded name of a HICom model to take it and
+            its tokenizer from; None: random weights of the sizes that follow.
         hidden_size: width of the language model.
         intermediate_size: width inside its MLPs.
         num_layers: its layers.
@@ -102,7 +103,8 @@ class TrainConfig:
         batch_size: samples of one forward pass on one device.
         accumulate: forward passes of one step.
         warmup: share of the steps in which the learning rate rises; after that it falls as a cosine.
-        weight_decay: AdamW's, on matrices only.
+        optimizer: `adamw`, or `muon`: Muon for the weights of linear layers and AdamW for all else.
+        weight_decay: on matrices only.
         betas: AdamW's.
         max_grad_norm: gradients are clipped to it.
         save_every: steps from checkpoint to checkpoint.
@@ -124,6 +126,7 @@ class TrainConfig:
     batch_size: int
     accumulate: int = 1
     warmup: float = 0.03
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
@@ -149,8 +152,7 @@ class Chain:
 
     Attributes:
         out: folder of their run folders, which are named after the stages.
-        stages: the runs; `out` of all and `init` of all but the first are set by the chain. A stage that takes a
-            language model into other parts takes that of the last stage.
+        stages: the runs; `out` of all and `init` of all but the first are set by the chain.
     """
 
     out: str

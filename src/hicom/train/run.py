@@ -84,17 +84,10 @@ def run_chain(chain: Chain) -> Path:
     for stage in chain.stages:
         stage = dataclasses.replace(stage, out=str(out / stage.name))
         if model is not None:
-            stage = after(stage, model)
+            stage = dataclasses.replace(stage, init=str(model), parts=None)
         model = run(stage)
     assert model is not None
     return model
-
-
-def after(stage: TrainConfig, model: Path) -> TrainConfig:
-    """Return a stage that starts from the last one's model, or takes its language model if it brings other parts."""
-    if stage.parts is not None and stage.parts.language_model is not None:
-        return dataclasses.replace(stage, parts=dataclasses.replace(stage.parts, language_model=str(model)))
-    return dataclasses.replace(stage, init=str(model), parts=None)
 
 
 @contextmanager
@@ -322,7 +315,9 @@ def make_trainer(
         logger.info("%(rate)8.1e  %(tensors)4d tensors  %(parameters)11d parameters  %(pattern)s", row)
     samples, collator = make_data(config, model, processor)
     stamp["samples"] = len(samples)
-    optimizer = make_optimizer(rules, weight_decay=config.weight_decay, betas=config.betas)
+    optimizer = make_optimizer(
+        model, rules, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=config.betas
+    )
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * config.steps), config.steps)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),

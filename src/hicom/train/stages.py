@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass, field
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
-from .config import Rates
+from ..optim import MuonAdamW, parameter_groups
+from .config import OptimizerName, Rates
 
 
 @dataclass
@@ -54,14 +55,24 @@ def resolve(model: nn.Module, trainable: Rates) -> list[Rule]:
     return rules
 
 
-def make_optimizer(rules: list[Rule], *, weight_decay: float, betas: tuple[float, float]) -> AdamW:
-    """Return AdamW with the rates of a resolved table; only matrices decay."""
-    groups = []
-    for rule in rules:
-        if rule.rate == 0:
-            continue
-        for is_matrix in (True, False):
-            members = [p for p in rule.parameters.values() if (p.ndim >= 2) == is_matrix]
-            if members:
-                groups.append({"params": members, "lr": rule.rate, "weight_decay": weight_decay if is_matrix else 0.0})
-    return AdamW(groups, betas=betas)
+def make_optimizer(
+    model: nn.Module, rules: list[Rule], *, optimizer: OptimizerName, weight_decay: float, betas: tuple[float, float]
+) -> Optimizer:
+    """Return an optimizer with the rates of a resolved table; only matrices decay.
+
+    Args:
+        model: that the table is of.
+        rules: see `resolve`.
+        optimizer: `adamw`, or `muon` for the weights of linear layers with AdamW for all else.
+        weight_decay: of matrices.
+        betas: AdamW's.
+    """
+    groups = [
+        group
+        for rule in rules
+        if rule.rate > 0
+        for group in parameter_groups(
+            model, rule.parameters.values(), rule.rate, weight_decay, use_muon=optimizer == "muon"
+        )
+    ]
+    return MuonAdamW(groups, betas=betas)

@@ -577,15 +577,22 @@ def _long(rng: Generator, config: WorldConfig) -> list[SceneObject]:
 
 
 def make_snapshot(rng: Generator, max_objects: int, config: WorldConfig | None = None) -> Scene:
-    """A crowd of still objects, at most `max_objects`, for training on single frames (not part of any split)."""
+    """A crowd of still objects, at most `max_objects`, for training on single frames (not part of any split).
+
+    Now and then one stands beside another one, as in clips of the kind `pair`.
+    """
     config = config or WorldConfig()
     background = _background(rng, config)
     objects: list[SceneObject] = []
     for noun in _draw_nouns(rng, int(rng.integers(2, max_objects + 1)), config):
         traits = _draw_traits(rng, noun, config)
         still = dataclasses.replace(traits, way="still", motion="still", growth=1.0, slide=None, sizes=(0.15, 0.36))
-        candidate = _place(rng, still, config.extent, (0.0, 0.0))
-        if candidate and all(_distance_ok(candidate, other, 0.42) for other in objects):
+        candidate, others = _place(rng, still, config.extent, (0.0, 0.0)), objects
+        if objects and rng.random() < 0.3:
+            host = objects[int(rng.integers(len(objects)))]
+            candidate = _companion(rng, host, still, config.extent)
+            others = [item for item in objects if item is not host]
+        if candidate and all(_distance_ok(candidate, other, 0.42) for other in others):
             objects.append(candidate)
     return Scene((), "plain", config.extent, tuple(objects), background)
 

@@ -1,4 +1,4 @@
-"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/towers --minutes 45`.
+"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/towers`.
 
 The result is a standard `SiglipModel` folder. Image-text pairs alone teach a small encoder little in this time, so a
 dense loss does most of the work: every patch must be named by the text. A patch is compared through the same map that
@@ -8,17 +8,14 @@ object that it names, at both where it names two, at all objects where it names 
 
 Naming a patch needs no notion of where it is, and features without one cannot answer "where". So one more loss reads
 every patch's place out of its features. Naming also needs nothing of an instruction but its nouns, and a compressor
-that is told only these cannot look at what is asked of them. So texts must tell what they ask, and a text about the dot
-on an object must point at the dot rather than at the rest of the object.
+that is told only these cannot look at what is asked of them. So texts must tell what they ask, a text about the dot on
+an object must point at the dot rather than at the rest of the object, and one about what is next to an object at that
+other thing, which it does not name.
 """
 
 import io
-import json
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +26,12 @@ from einops import rearrange
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.utils import logging
 
 from hicom.video import read_frames
+from hicom.world.loop import train_steps
 from hicom.world.questions import fill
 from hicom.world.render import Pixels, Renderer, bundled_sprites, mark_center, render, write_video
 from hicom.world.scenes import (
@@ -73,6 +70,9 @@ ASKED = (*(key for key in TEMPLATES if key != "which"), *PREDICATES)
 """What a text asks: its templates' name, and what moves how if it asks which object does."""
 NUM_PAIRS, NUM_OPEN = 16, 8  # texts of a step that name two objects, or none
 NUM_DOTS, NUM_ASKED = 32, 32  # texts of a step about a dot in one of its frames, and texts about anything
+NUM_NEIGHBOURS = 64  # texts of a step about what is next to an object in one of its frames
+BESIDE, APART = 0.62, 0.75
+"""Distance of centres over the sum of sizes: up to the first, two objects are side by side; beyond the second, not."""
 ASKED_SCALE = 10.0  # a fixed temperature: a free one would let the loss vanish with what is asked a trace in the text
 _TRAIN_STREAM = 1000  # third number of the seed of training frames; clips of the splits use small ones
 
@@ -82,8 +82,7 @@ class TowerConfig:
     """Everything that decides the trained weights.
 
     Attributes:
-        steps: number of optimizer steps; 0 fits them to `minutes` by timing the first ones.
-        minutes: wall time to fill when `steps` is 0.
+        steps: number of optimizer steps.
         seed: seed of the weights, frames and texts.
         batch: frames in a step.
         lr: peak learning rate (AdamW, linear warm-up, cosine to zero).
@@ -93,8 +92,7 @@ class TowerConfig:
         asked_weight: weight of telling what a text asks.
     """
 
-    steps: int = 0
-    minutes: float = 45.0
+    steps: int = 5000
     seed: int = 0
     batch: int = 64
     lr: float = 2e-3
@@ -198,6 +196,23 @@ def mark_labels(
     return found
 
 
+def side_by_side(scene: Scene, time: float = 0.0) -> list[tuple[SceneObject, SceneObject]]:
+    """Objects and the one object that is next to them at `time`; those with none, or with several, are left out."""
+    seen = [item for item in scene.objects if item.visible(time)]
+    found = []
+    for item in seen:
+        (x, y), length = item.center(time), item.side_length(time)
+        near = []
+        for other in seen:
+            if other is not item:
+                (u, v), size = other.center(time), other.side_length(time)
+                near.append((((x - u) ** 2 + (y - v) ** 2) ** 0.5 / (length + size), other))
+        near.sort(key=lambda pair: pair[0])
+        if near and near[0][0] <= BESIDE and all(distance >= APART for distance, _ in near[1:]):
+            found.append((item, near[0][1]))
+    return found
+
+
 def _degrade(frame: Pixels, rng: Generator) -> Pixels:
     """Losses like those of a video codec, on two frames of three (JPEG has the same block and chroma losses)."""
     if rng.random() < 1 / 3:
@@ -216,17 +231,20 @@ class Batch:
         labels: int[B, H*W], see `patch_labels`.
         marks: int[B, H*W], see `mark_labels`.
         present: float[B, len(NAMES)], 1 for names of what is seen.
+        neighbours: int[N, 3]: a frame, and the nouns (of `NOUNS`) of an object in it and of the one next to it.
     """
 
     frames: Pixels
     labels: NDArray[np.int64]
     marks: NDArray[np.int64]
     present: NDArray[np.float32]
+    neighbours: NDArray[np.int64]
 
 
 def training_batch(seed: int, step: int, size: int) -> Batch:
     """The frames of one step, a function of (seed, step) alone."""
     frames, labels, marks, present = [], [], [], np.zeros((size, len(NAMES)), np.float32)
+    neighbours = []
     for index in range(size):
         rng = generator(seed, _TRAIN_STREAM, step, index)
         scene = make_snapshot(rng, MAX_OBJECTS)
@@ -238,7 +256,10 @@ def training_batch(seed: int, step: int, size: int) -> Batch:
         for seen in set(np.unique(mask).tolist()) - {0}:
             item = scene.objects[seen - 1]
             present[index, [name_index(item), NAMES.index(item.noun)]] = 1
-    return Batch(np.stack(frames), np.stack(labels), np.stack(marks), present)
+        for item, other in side_by_side(scene):
+            neighbours.append((index, NOUNS.index(item.noun), NOUNS.index(other.noun)))
+    beside = np.array(neighbours, np.int64).reshape(-1, 3)
+    return Batch(np.stack(frames), np.stack(labels), np.stack(marks), present, beside)
 
 
 def _vary(text: str, rng: Generator) -> str:
@@ -266,6 +287,12 @@ def open_text(rng: Generator) -> str:
 def dot_text(noun: str, rng: Generator) -> str:
     """A random instruction about the dot on a noun."""
     templates = TEMPLATES["detail"]
+    return _vary(fill(templates[rng.integers(len(templates))], noun), rng)
+
+
+def neighbour_text(noun: str, rng: Generator) -> str:
+    """A random instruction about what is next to a noun."""
+    templates = TEMPLATES["neighbour"]
     return _vary(fill(templates[rng.integers(len(templates))], noun), rng)
 
 
@@ -308,8 +335,9 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     """Loss of one step.
 
     Dense: each patch's name (cross-entropy among names and among nouns) and dot (cross-entropy), whether a text is
-    about it (sigmoid; texts that name one, two or no objects), and which patch of its frame has the dot that a text is
-    about (cross-entropy). Besides: the sigmoid image-text loss, the position loss, what a text asks (cross-entropy).
+    about it (sigmoid; texts that name one, two or no objects), and which patches of its frame have the dot, or the
+    neighbour, that a text is about (cross-entropy). Besides: the sigmoid image-text loss, the position loss, what a
+    text asks (cross-entropy).
     """
     batch = training_batch(config.seed, step, config.batch)
     rng = generator(config.seed, _TRAIN_STREAM, step)
@@ -324,10 +352,14 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     texts += [open_text(rng) for _ in range(NUM_OPEN)]
     dots = rng.permutation(np.argwhere((batch.marks >= 0) & (batch.labels >= 0)))[:NUM_DOTS]
     texts += [dot_text(NAMES[batch.labels[frame, patch]].split()[-1], rng) for frame, patch in dots]
+    beside = rng.permutation(batch.neighbours)[:NUM_NEIGHBOURS]
+    texts += [neighbour_text(NOUNS[noun], rng) for _, noun, _ in beside]
     questions, kinds = zip(*(asked_text(rng) for _ in range(NUM_ASKED)), strict=True)
     texts += questions
-    sizes = [len(NAMES), len(MARK_COLORS), NUM_PAIRS, NUM_OPEN, len(dots), NUM_ASKED]
-    text, mark_text, pair, opened, dot_texts, question = towers.encode_text(tokenize(tokenizer, texts)).split(sizes)
+    sizes = [len(NAMES), len(MARK_COLORS), NUM_PAIRS, NUM_OPEN, len(dots), len(beside), NUM_ASKED]
+    text, mark_text, pair, opened, dot_texts, beside_texts, question = towers.encode_text(
+        tokenize(tokenizer, texts)
+    ).split(sizes)
     keys, images, features = towers.encode_images(preprocess(batch.frames))
     arrays = (batch.labels, batch.marks, batch.present, pairs)
     labels, marks, present, asked = (torch.from_numpy(array).to(towers.device) for array in arrays)
@@ -359,6 +391,12 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     objects = errors[:, NUM_NOUNS + NUM_PAIRS :].mean()
     frame, patch = torch.from_numpy(dots).to(towers.device).T
     by_dot = F.cross_entropy(torch.einsum("npd,nd->np", keys[frame], dot_texts) * dense, patch) if len(dots) else 0.0
+    frame, _, other = torch.from_numpy(beside).to(towers.device).T
+    share = (torch.einsum("npd,nd->np", keys[frame], beside_texts) * dense).log_softmax(1)
+    wanted = (noun[labels[frame].clamp(min=0)] == other[:, None]) & (labels[frame] >= 0)
+    # What is next to it may be hidden, or fill no patch.
+    shown = wanted.any(1)
+    by_neighbour = -share.masked_fill(~wanted, -torch.inf)[shown].logsumexp(1).mean() if bool(shown.any()) else 0.0
     prototypes = F.normalize(towers.asked_head.weight, dim=-1)
     by_kind = F.cross_entropy(question @ prototypes.T * ASKED_SCALE, torch.tensor(kinds, device=towers.device))
     places = patch_places().to(towers.device).expand(len(features), -1, -1)
@@ -366,7 +404,7 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     return (
         by_leaf
         + by_noun
-        + 0.5 * (by_mark + by_dot)
+        + 0.5 * (by_mark + by_dot + by_neighbour)
         + 0.1 * absent
         + 0.5 * objects
         + config.image_weight * image_loss / config.batch
@@ -395,6 +433,8 @@ def evaluate(
         `retrieval`: share of single-object frames whose image embedding is nearest to the right noun (`num_single`);
         `marks`: share of dots whose patch is nearest to the right colour of dot (`num_marks`);
         `dot_pointing`: share of dots whose instruction's best patch in the frame is the dot's;
+        `neighbour_pointing`: share of instructions about what is next to an object whose best patch touches that
+        (`num_neighbours`);
         `asked`: share of held-out wordings that are nearest to what they ask (`num_asked`);
         `presence_auc`: probability that a present noun's best patch scores higher than an absent noun's;
         `place_error`: mean distance of the read-out place from the true one, in patches.
@@ -405,7 +445,7 @@ def evaluate(
     names = towers.encode_text(tokenize(tokenizer, list(NAMES))).cpu()
     dots = towers.encode_text(tokenize(tokenizer, [MARK_PHRASES[1].format(c=color) for color in MARK_COLORS])).cpu()
     extents = bundled_sprites().extents
-    naming, pointing, retrieval, marks, dot_pointing = [], [], [], [], []
+    naming, pointing, retrieval, marks, dot_pointing, neighbours = [], [], [], [], [], []
     positive, negative, errors = [], [], []
     for index in range(num_clips):
         scene = make_scene(clip_seed(seed, "val", index))
@@ -435,6 +475,10 @@ def evaluate(
             if len(seen) == 1:
                 best = int((image @ names[:NUM_NOUNS].T).argmax())
                 retrieval.append(NOUNS[best] == scene.objects[seen[0]].noun)
+            for item, other in side_by_side(scene, moment) if scene.kind == "pair" else ():
+                text = tokenize(tokenizer, [neighbour_text(item.noun, rng)])
+                best = int((key @ towers.encode_text(text).cpu()[0]).argmax())
+                neighbours.append(bool((touched[best] == scene.objects.index(other) + 1).any()))
             absent = [noun for noun in NOUNS if noun not in {item.noun for item in scene.objects}]
             sought = [scene.objects[i].noun for i in seen] + [absent[rng.integers(len(absent))] for _ in seen]
             texts = [fill(NAMING_TEMPLATES[rng.integers(len(NAMING_TEMPLATES))], noun) for noun in sought]
@@ -466,6 +510,8 @@ def evaluate(
         "marks": float(np.mean(marks)),
         "num_marks": len(marks),
         "dot_pointing": float(np.mean(dot_pointing)),
+        "neighbour_pointing": float(np.mean(neighbours)),
+        "num_neighbours": len(neighbours),
         "asked": float(np.mean(told)),
         "num_asked": len(told),
         "place_error": float(np.mean(errors)),
@@ -473,37 +519,20 @@ def evaluate(
     }
 
 
-def _learning_rate(config: TowerConfig, step: int, steps: int) -> float:
-    return config.lr * min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
-
-
-def _save(folder: Path, towers: Towers, tokenizer: PreTrainedTokenizerFast, state: dict[str, object]) -> None:
-    """Weights first, the state that resumes last: a kill in between costs at most the time since the last one."""
-    towers.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    partial = folder / "resume.pt.part"
-    torch.save(state, partial)
-    partial.replace(folder / "resume.pt")
-
-
 def train(
     config: TowerConfig,
     out: Path,
     *,
     stop_after: int | None = None,
-    save_every_s: float = 120.0,
     num_eval_clips: int = 200,
     device: str | None = None,
 ) -> Towers:
     """Train, or continue an interrupted training, and save a `SiglipModel` folder with its tokenizer and `run.json`.
 
-    Every step depends on (seed, step) only, so a resumed run equals an uninterrupted one.
-
     Args:
         config: what to train.
-        out: folder of the model; also holds `resume.pt` while training is unfinished.
+        out: folder of the model; also holds what an interrupted training goes on from.
         stop_after: leave (resumably) after this many steps.
-        save_every_s: seconds between checkpoints.
         num_eval_clips: validation clips that the finished encoder is measured on.
         device: where to compute; None: a GPU if there is one.
 
@@ -515,63 +544,25 @@ def train(
     towers = Towers(len(tokenizer), tokenizer.convert_tokens_to_ids("<pad>"))
     whiten_stem(towers, config.seed)
     towers.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    matrices = [p for p in towers.parameters() if p.ndim > 1]
-    others = [p for p in towers.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
-    step, steps, spent = 0, config.steps, 0.0
-    history: list[dict[str, float]] = []
-    if (out / "resume.pt").exists():
-        state = torch.load(out / "resume.pt", weights_only=True, map_location=towers.device)
-        if state["config"] != asdict(config):
-            raise ValueError(f"{out} holds a run with {state['config']}: use the same settings, or another folder")
-        towers.load_state_dict(state["towers"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, steps, spent, history = state["step"], state["steps"], state["spent"], state["history"]
-    out.mkdir(parents=True, exist_ok=True)
 
-    begin = saved = warm = time.monotonic()
-    columns = (TextColumn("dual encoder"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=steps or None, completed=step, loss="")
-        while (step < steps or not steps) and step != stop_after:
-            if not steps and step == 30:  # the first ten steps only warm the machine up
-                now = time.monotonic()
-                steps = step + int((config.minutes * 60 - (now - begin)) / ((now - warm) / 20))
-                progress.update(task, total=steps)
-            if step == 10:
-                warm = time.monotonic()
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(config, step, steps or 10**9)
-            loss = loss_of(towers, tokenizer, config, step)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            now = time.monotonic()
-            if step % 50 == 0:
-                history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(spent + now - begin)})
-                (out / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-            progress.update(task, completed=step, loss=f"loss {loss.item():.3f}")
-            if now - saved > save_every_s or step in (stop_after, steps):
-                resume = {"config": asdict(config), "step": step, "steps": steps, "spent": spent + now - begin}
-                weights = {"towers": towers.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-                _save(out, towers, tokenizer, resume | weights)
-                saved = now
-    if step == steps:
-        spent += time.monotonic() - begin
-        run = {
-            "command": " ".join(sys.argv),
-            "config": asdict(config),
-            "steps": steps,
-            "seconds": round(spent),
-            "threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
-            "parameters": sum(p.numel() for p in towers.model.parameters()),
-            "metrics": evaluate(towers, tokenizer, out, num_eval_clips, config.seed),
-        }
-        (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    def save() -> None:
+        towers.model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+    train_steps(
+        towers,
+        lambda step: loss_of(towers, tokenizer, config, step),
+        out,
+        name="dual encoder",
+        config=asdict(config),
+        steps=config.steps,
+        lr=config.lr,
+        warmup=config.warmup,
+        weight_decay=0.05,
+        save=save,
+        measure=lambda: evaluate(towers, tokenizer, out, num_eval_clips, config.seed),
+        stop_after=stop_after,
+    )
     return towers
 
 

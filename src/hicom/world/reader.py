@@ -1,0 +1,296 @@
+"""Teach a small language model to read: `python -m hicom.world.reader --out runs/reader`.
+
+The paper starts from a language model that reads; this is its stand-in. A random Qwen2 is trained on scenes told in
+words: a line says of every object its name and where it starts, how it moves and where it ends. Many questions about
+the line follow, each as it would follow the visual tokens. They share the line but do not see each other, so a step
+costs little more than reading the lines once, and every question is answered as if it had been asked alone.
+
+The result is a `Qwen2ForCausalLM` folder with its tokenizer, as any other language model.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+from transformers.utils import logging
+
+from hicom.model.processing import CHAT_TEMPLATE
+from hicom.model.small_llm import add_chat_tokens, small_llm_config
+from hicom.world.loop import train_steps
+from hicom.world.questions import Asker, Question, article, side
+from hicom.world.scenes import Scene, SceneObject, WorldConfig, clip_seed, generator, make_scene
+from hicom.world.tokenizer import build_tokenizer
+
+# Seeds of the scenes and questions, far from those of the clips.
+_SCENES, _QUESTIONS, _HELD_OUT = 1000, 7, 10**9
+ROUNDS = 2
+"""Every scene is asked about twice, with other words and other objects."""
+USER, ASSISTANT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """Everything that decides the trained weights.
+
+    Attributes:
+        steps: optimizer steps.
+        seed: of the weights, scenes and questions.
+        batch: scenes in a step.
+        lr: peak learning rate (Muon and AdamW, linear warm-up, cosine to zero).
+        warmup: warm-up steps.
+        choice_share: share of the questions that list options. Half of these ask nothing but state the answer: to find
+            it among the options is learnt late where it must first be found in the story.
+        text_weight: weight of predicting story and question; answers have weight 1.
+        hidden_size: width of the language model.
+        intermediate_size: width inside its MLPs.
+        num_layers: its layers.
+        num_heads: its attention heads.
+    """
+
+    steps: int = 2200
+    seed: int = 0
+    batch: int = 8
+    lr: float = 4e-3
+    warmup: int = 100
+    choice_share: float = 0.5
+    text_weight: float = 0.1
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+
+
+def tell(scene: Scene, item: SceneObject) -> str:
+    """Return `[colour] name, start, way, middle, end`, and what else is true of it."""
+    words = [item.name]
+    for time in (item.enter, (item.enter + item.leave) / 2, item.leave):
+        words.append(side(scene, item, time) or "middle")
+        if time == item.enter:
+            words.append("brief" if item.is_brief else item.way)
+    if item.growth != 1:
+        words.append("grows" if item.growth > 1 else "shrinks")
+    if item.mark:
+        words.append(f"{item.mark} dot")
+    if item.enter > 0:
+        words.append("late")
+    if item.leave < 1:
+        words.append("early")
+    if scene.kind == "pair" and item in scene.objects[:2]:
+        words.append(f"beside {article(scene.objects[1 - scene.objects.index(item)].noun)}")
+    return " ".join(words)
+
+
+def story(scene: Scene) -> str:
+    """Return all that is told of a scene, in the order in which it appears, then from left to right."""
+    ordered = sorted(scene.objects, key=lambda item: (item.enter, item.path[0][0] + item.path[2][0]))
+    return ", ".join(tell(scene, item) for item in ordered)
+
+
+def story_and_questions(
+    seed: int, index: int, *, choice_share: float = 0.0, config: WorldConfig | None = None
+) -> tuple[str, list[Question]]:
+    """Return a scene in words, none of them a clip's, and questions about it: a function of (seed, index) alone.
+
+    Args:
+        seed: of everything.
+        index: number of the scene.
+        choice_share: share of the questions with options; half of them state the answer in place of the question.
+        config: the world's.
+    """
+    config = config or WorldConfig()
+    scene = make_scene(clip_seed(_SCENES + seed, "train", index), config)
+    rng = generator(_QUESTIONS + seed, index)
+    asker = Asker(scene, rng, nouns=config.nouns)
+    asked = [question for _ in range(ROUNDS) for question in asker.questions()]
+    for place, question in enumerate(asked):
+        if rng.random() < choice_share:
+            choice = asker.as_choice(question)
+            if rng.random() < 0.5:
+                stated = choice.text.replace(question.text, question.answer, 1)
+                choice = dataclasses.replace(choice, text=stated, form="stated")
+            asked[place] = choice
+    longer = [*asker.descriptions(), *asker.captions()]
+    return story(scene), [*asked, longer[int(rng.integers(len(longer)))]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Stories with their questions, one row a story.
+
+    Attributes:
+        ids: int[B, L].
+        positions: int[B, L]; those of every question go on from the story's end.
+        segments: int[B, L]: 0 in the story, 1, 2, ... in its questions, -1 on padding.
+        answers: bool[B, L]: what is answered, its end included.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    answers: Tensor
+
+    def mask(self) -> Tensor:
+        """Return `float[B, 1, L, L]`: 0 where a token may look, at the story and at its own question up to itself."""
+        key, query = self.segments[:, None], self.segments[:, :, None]
+        length = self.ids.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool).tril()
+        # Padding looks at itself: a row of nothing but -inf has no softmax.
+        allowed = past & ((key == 0) | (key == query)) & ((key >= 0) | torch.eye(length, dtype=torch.bool))
+        return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)[:, None]
+
+
+def make_batch(tokenizer: PreTrainedTokenizerBase, told: Sequence[tuple[str, Sequence[Question]]]) -> Batch:
+    """Return stories and questions as tensors."""
+    rows = []
+    for text, questions in told:
+        prompt = tokenizer(f"{USER}{text}\n").input_ids
+        ids, positions, segments, answers = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
+        answers = [False] * len(prompt)
+        for number, question in enumerate(questions, 1):
+            asked = tokenizer(f"{question.text}{END}\n{ASSISTANT}").input_ids
+            answer = tokenizer(f"{question.answer}{END}").input_ids
+            length = len(asked) + len(answer)
+            ids += asked + answer
+            positions += range(len(prompt), len(prompt) + length)
+            segments += [number] * length
+            answers += [False] * len(asked) + [True] * len(answer)
+        rows.append((ids, positions, segments, answers))
+    padding = (int(tokenizer.pad_token_id), 0, -1, False)
+    longest = max(len(ids) for ids, *_ in rows)
+    columns = zip(*rows, strict=True)
+    padded = (
+        torch.tensor([row + [pad] * (longest - len(row)) for row in column])
+        for column, pad in zip(columns, padding, strict=True)
+    )
+    return Batch(*padded)
+
+
+def loss_of(model: Qwen2ForCausalLM, batch: Batch, text_weight: float) -> Tensor:
+    """Return the mean cross-entropy of the answers, and of all other text at a lower weight."""
+    mask = batch.mask().to(model.device)
+    hidden = model.model(
+        inputs_embeds=model.get_input_embeddings()(batch.ids.to(model.device)),
+        attention_mask=mask,
+        position_ids=batch.positions.to(model.device),
+        use_cache=False,
+    ).last_hidden_state
+    # A question's first token has the story before it, not the question that stands before it in the row.
+    follows = (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] >= 0)
+    logits = model.lm_head(hidden[:, :-1][follows])
+    errors = F.cross_entropy(logits, batch.ids[:, 1:][follows].to(model.device), reduction="none")
+    is_answer = batch.answers[:, 1:][follows].to(model.device)
+    return errors[is_answer].mean() + text_weight * errors[~is_answer].mean()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, num_scenes: int = 300, seed: int = 0
+) -> dict[str, float]:
+    """Return the share of right answers about unseen stories.
+
+    By family, open and with options (`which, choice`); `stated` where the options follow the answer itself. An answer is right where every one of its tokens is the likeliest one after those before it.
+    """
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    for index in range(0, num_scenes, 32):
+        numbers = range(index, min(index + 32, num_scenes))
+        told = [story_and_questions(seed, _HELD_OUT + i, choice_share=0.5) for i in numbers]
+        batch = make_batch(tokenizer, told)
+        logits = model(
+            inputs_embeds=model.get_input_embeddings()(batch.ids.to(model.device)),
+            attention_mask=batch.mask().to(model.device),
+            position_ids=batch.positions.to(model.device),
+        ).logits
+        hits = logits[:, :-1].argmax(-1).cpu() == batch.ids[:, 1:]
+        for row, (_, questions) in enumerate(told):
+            for number, question in enumerate(questions, 1):
+                answer = (batch.segments[row, 1:] == number) & batch.answers[row, 1:]
+                name = {"open": question.family, "choice": f"{question.family}, choice", "stated": "stated"}
+                right[name[question.form]].append(bool(hits[row][answer].all()))
+    return {name: round(sum(found) / len(found), 4) for name, found in sorted(right.items())}
+
+
+def new_reader(config: ReaderConfig) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
+    """Return an untrained language model and its tokenizer."""
+    tokenizer = build_tokenizer()
+    add_chat_tokens(tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(config.seed)
+    sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    llm = small_llm_config(tokenizer, **sizes, num_layers=config.num_layers, num_heads=config.num_heads)
+    return Qwen2ForCausalLM(llm), tokenizer
+
+
+def train(
+    config: ReaderConfig,
+    out: Path,
+    *,
+    stop_after: int | None = None,
+    num_eval_scenes: int = 300,
+    device: str | None = None,
+) -> Qwen2ForCausalLM:
+    """Train, or continue an interrupted training, and save a `Qwen2ForCausalLM` folder with tokenizer and `run.json`.
+
+    Args:
+        config: what to train.
+        out: folder of the model.
+        stop_after: leave (resumably) after this many steps.
+        num_eval_scenes: unseen scenes that the finished model is asked about.
+        device: where to compute; None: a GPU if there is one.
+
+    Raises:
+        ValueError: `out` holds a run of another configuration.
+    """
+    model, tokenizer = new_reader(config)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def loss_of_step(step: int) -> Tensor:
+        numbers = range(step * config.batch, (step + 1) * config.batch)
+        told = [story_and_questions(config.seed, i, choice_share=config.choice_share) for i in numbers]
+        return loss_of(model, make_batch(tokenizer, told), config.text_weight)
+
+    def save() -> None:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+    train_steps(
+        model,
+        loss_of_step,
+        out,
+        name="language model",
+        config=dataclasses.asdict(config),
+        steps=config.steps,
+        lr=config.lr,
+        warmup=config.warmup,
+        weight_decay=0.02,
+        use_muon=True,
+        save=save,
+        measure=lambda: evaluate(model, tokenizer, num_eval_scenes, config.seed),
+        stop_after=stop_after,
+    )
+    return model
+
+
+def main(config: tyro.conf.OmitArgPrefixes[ReaderConfig], out: Path = Path("runs/reader"), threads: int = 1) -> None:
+    """Teach a small language model to read scenes of the sprite world.
+
+    Args:
+        config: what to train.
+        out: folder for the model.
+        threads: CPU threads of torch.
+    """
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    train(config, out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
