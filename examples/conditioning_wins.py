@@ -1,8 +1,8 @@
 """Train two tiny compressors from nothing and see what the instruction buys: `python examples/conditioning_wins.py`.
 
 Both squeeze a clip of 512 patches into ONE visual token. Both take the vision tower, the instruction encoder and the
-language model of the embedded `hicom-tiny`, see the same clips in the same order, and train for as many steps. The only
-difference: one compressor is told the question. About five minutes on two CPU cores.
+language model of the embedded `hicom-tiny-start`, see the same clips in the same order, and train for as many steps.
+The only difference: one compressor is told the question. About five minutes on two CPU cores.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def make_config(name: str, out: Path, injection: str, steps: int) -> TrainConfig
         name=name,
         out=str(out / name),
         parts=Parts(
-            towers="hicom-tiny",
-            language_model="hicom-tiny",
+            towers="hicom-tiny-start",
+            language_model="hicom-tiny-start",
             window=(8, 8, 8),
             num_global_tokens=0,
             config={"local_injection": injection},

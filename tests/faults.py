@@ -343,8 +343,8 @@ FAULTS = [
     Fault(
         "Muon takes the output matrix of the language model",
         OPTIM,
-        " and m is not head",
-        "",
+        "isinstance(m, nn.Linear) and m is not head",
+        "isinstance(m, nn.Linear)",
         "tests/test_optim.py::test_the_output_matrix_of_a_language_model_is_no_matter_of_muon",
     ),
     Fault(

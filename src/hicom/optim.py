@@ -16,8 +16,10 @@ from torch.optim import AdamW, Muon, Optimizer
 
 def muon_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return the weights of linear layers, the output matrix of a language model left out: what Muon is made for."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return {m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    # Models of transformers say which matrix is their output.
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    return {parameter for m in linears for parameter in m.parameters() if parameter.ndim == 2}
 
 
 def parameter_groups(

@@ -183,8 +183,8 @@ def tiny_gpu() -> FromNothing:
     )
     larger = (dataclasses.replace(s, steps=steps, batch_size=256, bf16=True, workers=8) for s, steps in stages)
     wider = ReaderSize(steps=20000, hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8)
-    sizes = {"num_clips": 100000, "tower_steps": 20000, "reader": wider}
-    return FromNothing(out=f"{root}/tiny", root=root, stages=tuple(larger), **sizes)
+    out = f"{root}/tiny"
+    return FromNothing(out=out, root=root, stages=tuple(larger), num_clips=100000, tower_steps=20000, reader=wider)
 
 
 RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {

@@ -197,7 +197,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the share of right answers about unseen stories.
 
-    By family, open and with options (`which, choice`); `stated` where the options follow the answer itself. An answer is right where every one of its tokens is the likeliest one after those before it.
+    By family, open and with options (`which, choice`); `stated` where the options follow the answer itself. An
+    answer is right where every one of its tokens is the likeliest one after those before it.
     """
     right: dict[str, list[bool]] = collections.defaultdict(list)
     for index in range(0, num_scenes, 32):
