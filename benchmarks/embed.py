@@ -12,6 +12,7 @@ import json
 import shutil
 from math import prod
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from world_accuracy import table
 from hicom.model.convert import tensor_shapes
 from hicom.recipes import tiny_parts
 from hicom.train.assemble import assemble
+from hicom.world.questions import FAMILIES
 from hicom.world.render import iter_frames, write_video
 from hicom.world.scenes import WorldConfig, clip_seed, make_scene
 
@@ -58,12 +60,13 @@ model that has read of scenes told in words, in half precision. The compressor b
 mean nothing. With it, stages and ablations run without the hour that made it: `hicom train tiny-align --parts.towers
 hicom-tiny-start --parts.language-model hicom-tiny-start`. How it was made: `docs/training.md`.
 
-Dual encoder: {steps} steps in {tower_minutes:.0f} minutes ({threads} thread of a CPU); on decoded validation clips:
+Dual encoder: {steps} steps in {tower_minutes:.0f} minutes (CPU threads: {threads}); on decoded validation clips:
 
 {metrics}
 
-Language model: {llm_steps} steps of {llm_batch} questions in {llm_minutes:.0f} minutes, commit {commit}, mean loss
-{loss:.2f}.
+Language model: {reader_steps} steps of {reader_batch} stories, about fourteen questions each, in {reader_minutes:.0f}
+minutes (CPU threads: {reader_threads}). Right answers about unseen stories, mean over families: {open:.2f} to open
+questions, {choice:.2f} to questions with options.
 
 The sprites come from Noto Color Emoji (OFL-1.1, see `../sprites/OFL.txt`).
 """
@@ -72,6 +75,7 @@ COUNTS = {
     "pointing": "num_objects",
     "retrieval": "num_single",
     "marks": "num_marks",
+    "neighbour_pointing": "num_neighbours",
     "asked": "num_asked",
 }
 
@@ -139,7 +143,7 @@ def embed_start(root: str = "runs") -> None:
     """Put towers and language model together and write them in half precision, with a card.
 
     Args:
-        root: folder of the towers and of the language model's run.
+        root: folder of the towers and of the language model that reads.
     """
     model, processor = assemble(tiny_parts(root))
     target = ASSETS / "hicom-tiny-start"
@@ -147,23 +151,25 @@ def embed_start(root: str = "runs") -> None:
     model.to(torch.float16).save_pretrained(target)
     processor.save_pretrained(target)
     towers = json.loads((Path(root) / "towers" / "run.json").read_text("utf-8"))
-    llm = json.loads((Path(tiny_parts(root).language_model or "").parent / "run.json").read_text("utf-8"))
+    reader = json.loads((Path(root) / "reader" / "run.json").read_text("utf-8"))
     rows = ["| measure | value | n |", "|---|---|---|"]
     for name, value in towers["metrics"].items():
         if name not in COUNTS.values():
             rows.append(f"| {name} | {value:.3f} | {towers['metrics'].get(COUNTS.get(name, ''), '')} |")
     card = START_CARD.format(
-        steps=towers["steps"],
+        steps=towers["config"]["steps"],
         tower_minutes=towers["seconds"] / 60,
         threads=towers["threads"],
         metrics="\n".join(rows),
-        llm_steps=llm["configuration"]["steps"],
-        llm_batch=llm["configuration"]["batch_size"],
-        llm_minutes=llm["wall_s"] / 60,
-        commit=str(llm["commit"])[:12],
-        loss=llm["loss"],
+        reader_steps=reader["config"]["steps"],
+        reader_batch=reader["config"]["batch"],
+        reader_minutes=reader["seconds"] / 60,
+        reader_threads=reader["threads"],
+        open=mean(value for name, value in reader["metrics"].items() if name in FAMILIES),
+        choice=mean(value for name, value in reader["metrics"].items() if name.endswith(", choice")),
     )
     (target / "README.md").write_text(card, "utf-8")
+    (target / "model.safetensors").chmod(0o644)
 
 
 def embed_model(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
