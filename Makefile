@@ -2,7 +2,7 @@
 # Another interpreter: make PYTHON=python3.12 test.
 
 PYTHON ?= python3
-QUESTION ?= What color is the cross?
+QUESTION ?= What color is the circle?
 TORCH ?= 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 

@@ -79,7 +79,7 @@ def tiny_align(root: str = "runs") -> TrainConfig:
         parts=tiny_parts(root),
         data=tiny_data(root, "align"),
         stage=align(2e-3),
-        steps=120,
+        steps=250,
         batch_size=16,
         log_every=20,
     )
@@ -92,9 +92,11 @@ def tiny_pretrain(root: str = "runs") -> TrainConfig:
         out=f"{root}/tiny/pretrain",
         init=f"{root}/tiny/align/model",
         data=tiny_data(root, "pretrain"),
-        stage=pretrain(1e-4, windows=TINY_WINDOWS[:2]),
-        steps=400,
+        stage=pretrain(2e-4, windows=TINY_WINDOWS[:2]),
+        steps=800,
         batch_size=64,
+        group_by_length=True,
+        per_video=4,
     )
 
 
@@ -106,7 +108,8 @@ def tiny_tune(root: str = "runs") -> TrainConfig:
         init=f"{root}/tiny/pretrain/model",
         data=tiny_data(root, "tune"),
         # The direct injection starts as the identity; a high rate wears that away, and instructions point nowhere.
-        stage=tune(1e-3, injection_rate=1e-4, windows=TINY_WINDOWS),
+        stage=tune(3e-3, injection_rate=3e-4, windows=TINY_WINDOWS),
+        optimizer="muon",
         steps=8000,
         batch_size=64,
         group_by_length=True,

@@ -6,9 +6,12 @@ import fcntl
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,7 +161,7 @@ def cache_features(
     *,
     num_frames: int,
     on_bad_video: OnBadVideo = "stop",
-    batch_frames: int = 256,
+    batch_frames: int = 64,
 ) -> FeatureStore:
     """Return a store with the features of `videos`; those that it lacks are computed, also after an interruption.
 
@@ -187,15 +190,16 @@ def cache_features(
         wanted = list(dict.fromkeys(videos))
         missing = [video for video in wanted if video not in store]
         waiting: list[tuple[Path, Tensor]] = []
-        for video in tqdm(missing, desc="vision features", unit="video", mininterval=5, disable=not missing):
-            try:
-                frames = processor.read_video(video, num_frames=num_frames).frames
-            except VideoError as error:
+        read = read_ahead(processor, missing, num_frames)
+        for video, pixels in tqdm(
+            read, desc="vision features", unit="video", total=len(missing), mininterval=5, disable=not missing
+        ):
+            if isinstance(pixels, VideoError):
                 if on_bad_video == "stop":
-                    raise ValueError(f"{error}; repair the file, or train with on_bad_video='skip'") from error
-                store.append(video, str(error))
+                    raise ValueError(f"{pixels}; repair the file, or train with on_bad_video='skip'") from pixels
+                store.append(video, str(pixels))
                 continue
-            waiting.append((video, processor.pixel_values(frames)))
+            waiting.append((video, pixels))
             if sum(len(pixels) for _, pixels in waiting) >= batch_frames:
                 encode(model, store, waiting)
         encode(model, store, waiting)
@@ -204,6 +208,33 @@ def cache_features(
         reasons = "; ".join(store.errors[str(video.resolve())] for video in bad[:5])
         logger.warning("%d of %d videos cannot be read and are left out: %s", len(bad), len(wanted), reasons)
     return store
+
+
+def read_ahead(
+    processor: HIComProcessor, videos: Iterable[Path], num_frames: int, *, workers: int = 2, ahead: int = 64
+) -> Iterator[tuple[Path, Tensor | VideoError]]:
+    """Yield every video with its frames' pixel values, or why it cannot be read, in order.
+
+    Videos are decoded in threads while the vision tower is at work; never more than `ahead` of them wait.
+    """
+
+    def read(video: Path) -> Tensor | VideoError:
+        try:
+            return processor.pixel_values(processor.read_video(video, num_frames=num_frames).frames)
+        except VideoError as error:
+            return error
+
+    left = iter(videos)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        queue = deque((video, pool.submit(read, video)) for video in islice(left, ahead))
+        while queue:
+            video, result = queue.popleft()
+            yield video, result.result()
+            queue.extend((video, pool.submit(read, video)) for video in islice(left, 1))
+    finally:
+        # A caller that stops at a bad video does not want the rest.
+        pool.shutdown(cancel_futures=True)
 
 
 def encode(model: HIComForConditionalGeneration, store: FeatureStore, waiting: list[tuple[Path, Tensor]]) -> None:
