@@ -52,7 +52,7 @@ from hicom.model.processing import HIComProcessor
 from hicom.recipes import COMPRESSOR, IDLE, INJECTION, pretrain, tune
 from hicom.train import DataConfig, Parts, StageConfig, TrainConfig, run
 from hicom.train.assemble import assemble
-from hicom.train.config import Rates
+from hicom.train.config import OptimizerName, Rates
 from hicom.train.run import git_commit, hardware
 
 logger = logging.getLogger("ablations")
@@ -87,6 +87,7 @@ class Protocol:
         pretrain_rate: of the compressor in `pretrain`; injections ten times.
         tune_rate: of compressor and language model in `tune`.
         injection_rate: of injections in `tune`. A high one wears the identity that they start as away.
+        tune_optimizer: of `tune`; the other stages have AdamW.
         weight_decay: of `tune`.
         num_clips: held-out clips that are asked about.
         num_long_clips: likewise in the split `test_long`.
@@ -99,9 +100,10 @@ class Protocol:
     align_batch: int = 32
     batch: int = 64
     align_rate: float = 2e-3
-    pretrain_rate: float = 1e-4
-    tune_rate: float = 1e-3
-    injection_rate: float = 1e-4
+    pretrain_rate: float = 2e-4
+    tune_rate: float = 3e-3
+    injection_rate: float = 3e-4
+    tune_optimizer: OptimizerName = "muon"
     weight_decay: float = 0.02
     num_clips: int = 1000
     num_long_clips: int = 300
@@ -662,7 +664,7 @@ class Job:
         """The row's training runs, each from the last one's model."""
         row, protocol, place = self.row, self.protocol, self.place
         # Batches of equally long questions, four about a clip: less padding, and a clip is worked on once for all four.
-        grouped = {"group_by_length": True, "per_video": 4}
+        grouped = {"group_by_length": True, "per_video": max(1, min(4, protocol.batch // row.accumulate))}
         shared: dict[str, Any] = {"seed": self.seed, "accumulate": row.accumulate, **grouped}
         plain = StageConfig(trainable=((IDLE, 0.0), (INJECTION, 0.0), (COMPRESSOR, protocol.align_rate)))
         steps: list[tuple[str, StageConfig, str, int, int, float]] = [
@@ -693,6 +695,7 @@ class Job:
                 steps=number,
                 batch_size=max(1, batch // row.accumulate),
                 weight_decay=decay,
+                optimizer=protocol.tune_optimizer if name == "tune" else "adamw",
                 **shared,
             )
             fields = dataclasses.asdict(config) | {"out": None, "init": None}

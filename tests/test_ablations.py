@@ -152,9 +152,9 @@ def test_rows_differ_in_what_they_are_about_only(ablations: ModuleType, place: A
             1,
         ), name
         rates = dict(tune.stage.trainable)
-        assert rates[ablations.COMPRESSOR] == rates[r"(model\.language_model|lm_head)\..*"] == 1e-3
+        assert rates[ablations.COMPRESSOR] == rates[r"(model\.language_model|lm_head)\..*"] == 3e-3
         steered = "injector" in " ".join(n for n, _ in job.row.module.named_parameters())
-        assert rates.get(ablations.INJECTION) == (1e-4 if steered else None), name
+        assert rates.get(ablations.INJECTION) == (3e-4 if steered else None), name
     # What is the same is trained once.
     same = [jobs[name].stages[0].digest for name in ("hicom", "hicom_two_stages", "hicom_mixed", "hicom_questions")]
     assert len(set(same)) == 1

@@ -1,17 +1,19 @@
 import dataclasses
 import itertools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from hicom.data.collate import Collator, GroupedSampler, SampleSet
-from hicom.data.features import cache_features
+from hicom.data.features import cache_features, read_ahead
 from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train.assemble import assemble
+from hicom.video import VideoError
 from toy_training import make_config, make_folder, make_records
 
 
@@ -177,6 +179,34 @@ def test_an_unreadable_video_stops_or_is_left_out_by_name(
     assert "2.mp4" in caplog.text
     samples = SampleSet([records], store)
     assert [samples[i][1].metadata["id"] for i in range(len(samples))] == [0, 1, 3]
+
+
+def test_videos_are_read_ahead_in_order_and_not_all_at_once(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], tmp_path: Path
+) -> None:
+    processor = parts[1]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    good = [video for sample in read_records(folder / "records.jsonl") for video in sample.videos]
+    good = list(dict.fromkeys(good))[:4]
+    videos = [good[0], broken, *good[1:]] * 3
+    started: list[Path] = []
+
+    def count() -> Iterator[Path]:
+        for video in videos:
+            started.append(video)
+            yield video
+
+    for number, (video, pixels) in enumerate(read_ahead(processor, count(), 2, ahead=3)):
+        assert video == videos[number]
+        assert len(started) <= number + 4
+        if video == broken:
+            assert isinstance(pixels, VideoError)
+        else:
+            expected = processor.pixel_values(processor.read_video(video, num_frames=2).frames)
+            assert isinstance(pixels, torch.Tensor)
+            assert torch.equal(pixels, expected)
+    assert number + 1 == len(videos)
 
 
 def test_loss_of_the_last_places_is_the_whole_loss(tmp_path: Path) -> None:
