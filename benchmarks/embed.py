@@ -121,7 +121,8 @@ def runs_text(stages: list[dict[str, Any]]) -> str:
         of = stage["configuration"]
         records = ", ".join(Path(name).stem for name in of["data"]["records"])
         rows.append(
-            f"| `{of['name']}` | {stage['samples']:,} records ({records}) | {of['steps']} x {of['batch_size']} | "
+            f"| `{of['name']}` | {stage['samples']:,} records ({records}) | {of['steps']} x "
+            f"{of['batch_size'] * of['accumulate'] * stage['hardware']['processes']} | "
             f"{stage['wall_s'] / 60:.0f} | {stage['loss']:.2f} |"
         )
     hardware, commits = stages[-1]["hardware"], sorted({str(stage["commit"])[:12] for stage in stages})
@@ -169,7 +170,8 @@ def embed_start(root: str = "runs") -> None:
         choice=mean(value for name, value in reader["metrics"].items() if name.endswith(", choice")),
     )
     (target / "README.md").write_text(card, "utf-8")
-    (target / "model.safetensors").chmod(0o644)
+    for file in target.glob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def embed_model(model: Path, results: Path, others: tuple[Path, ...] = ()) -> None:
@@ -204,7 +206,8 @@ def embed_model(model: Path, results: Path, others: tuple[Path, ...] = ()) -> No
     put_between(ROOT / "docs" / "hicom-tiny.md", "budgets", "\n".join(rows))
     parameters = sum(prod(shape) for shape in tensor_shapes(target).values())
     (target / "README.md").write_text(CARD.format(parameters=parameters, results=text), "utf-8")
-    (target / "model.safetensors").chmod(0o644)
+    for file in target.glob("*.safetensors"):
+        file.chmod(0o644)
     config = WorldConfig(width=256, height=256, fps=16, duration_s=3)
     scene = make_scene(clip_seed(DEMO_SEED, "test", DEMO_INDEX), config)
     write_video(ASSETS / "demo.mp4", iter_frames(scene, config), fps=config.fps)
