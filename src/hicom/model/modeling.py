@@ -62,6 +62,21 @@ MEDIA_ARGUMENTS = (
 )
 
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What the LLM's cache is called from transformers 5.24 on, and before."""
+
+
+def given_cache(past_key_values: Any) -> dict[str, Any]:
+    """Return the old argument where it is given: the LLM of a newer transformers warns of it even when it is None."""
+    return {} if past_key_values is None else {"past_key_values": past_key_values}
+
+
+def returned_cache(output: BaseModelOutputWithPast) -> dict[str, Any]:
+    """Return the LLM's cache under the name that it has; newer versions of transformers know both names."""
+    name = next((name for name in CACHE_NAMES if name in output), None)
+    return {} if name is None else {name: output[name]}
+
+
 @dataclass
 class VisionFeatures:
     """Patch features of frames, all that the compressor needs of them for any question.
@@ -489,9 +504,9 @@ class HIComModel(HIComPreTrainedModel):
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **given_cache(past_key_values),
             **kwargs,
         )
 
@@ -613,7 +628,6 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_instruction_input_ids=image_instruction_input_ids,
@@ -628,6 +642,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             compression=compression,
             video_index=video_index,
             use_cache=use_cache,
+            **given_cache(past_key_values),
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -643,9 +658,9 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
+            **returned_cache(output),
         )
 
     @torch.no_grad()
