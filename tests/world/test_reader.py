@@ -103,7 +103,7 @@ def test_resumed_training_equals_uninterrupted(trained, tmp_path):
         train(dataclasses.replace(CONFIG, batch=3), tmp_path)
     resumed = train(CONFIG, tmp_path, num_eval_scenes=4)
     for (name, a), b in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
-        # Up to the rounding of kernels, whose sign decides Adam's step where a gradient is nothing but rounding: that of
+        # Up to rounding, whose sign decides Adam's step where a gradient is nothing but rounding: that of
         # a key's bias, which shifts all logits alike, and of few other numbers.
         if not name.endswith("k_proj.bias"):
             assert (a - b).abs().gt(2e-5).float().mean() < 0.01, f"{name} differs after a resume"
