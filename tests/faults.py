@@ -327,13 +327,6 @@ FAULTS = [
         "tests/world/test_towers.py::test_resumed_training_equals_uninterrupted",
     ),
     Fault(
-        "texts about what is next to a thing point at the thing",
-        TOWERS,
-        "frame, _, other = torch.from_numpy(beside)",
-        "frame, other, _ = torch.from_numpy(beside)",
-        "tests/world/test_towers.py::test_the_loss_points_from_a_thing_to_the_one_next_to_it",
-    ),
-    Fault(
         "questions about one story see each other",
         READER,
         "past & ((key == 0) | (key == query))",
