@@ -291,25 +291,20 @@ class LocalCompressor(nn.Module):
         # The release leaves keys as they are where no instruction meets them. Raw features under a temperature make a
         # softmax that sees one patch; so the paper's dialect, which says nothing of this, takes cosines throughout.
         takes_cosines = self.use_logit_scale and self.dialect == "paper"
-        has_unit_keys = takes_cosines or (self.use_logit_scale and (is_given or injector is not None))
-        is_direct = injector is not None and injector.injection == "direct"
-        # One query a patch: to divide its logit costs less than to divide its key.
-        divides_logits = has_unit_keys and is_direct and self.key_gate is None
-        if has_unit_keys and not divides_logits:
+        if takes_cosines or (self.use_logit_scale and (is_given or injector is not None)):
             keys = normalize(keys)
         if self.key_gate is not None:
             keys = self.key_gate(keys)
         values = values_FHWD if self.value_gate is None else self.value_gate(values_FHWD)
 
-        if injector is not None and is_direct:
+        if injector is not None and injector.injection == "direct":
             query_VD = injector.embed(self.guide(instruction))
             # One query a video: the logits are cheaper per patch than per window, and need no copy of the keys.
             frame_video = plan.video.new_zeros(len(values_FHWD))
             frame_video[plan.index] = plan.video[:, None]
-            query_FD = query_VD[frame_video]
+            # Not query_VD[frame_video]: that sums gradients in an order of its own at every run.
+            query_FD = query_VD.index_select(0, frame_video)
             logits = torch.einsum("fhwd,fd->fhw", keys, query_FD)
-            if divides_logits:
-                logits = logits / keys.norm(dim=-1)
             logits = gather_windows(logits, plan, window)
         else:
             # Queries must have the width of the keys. As published they are pooled from the values where those have it.
@@ -351,7 +346,7 @@ class LocalCompressor(nn.Module):
 
     def inject(self, injector: Injector, query: Tensor, plan: TimePlan, instruction: Instruction) -> Tensor:
         """Inject into pooled queries `float[G, H/h, W/w, D]`, each with its own video's instruction."""
-        guide, mask = self.guide(instruction)[plan.video], instruction.mask
+        guide, mask = self.guide(instruction).index_select(0, plan.video), instruction.mask
         flat = injector(rearrange(query, "g a b d -> g (a b) d"), guide, None if mask is None else mask[plan.video])
         return rearrange(flat, "g (a b) d -> g a b d", a=query.shape[1])
 

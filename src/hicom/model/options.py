@@ -312,9 +312,8 @@ class MatchPointers(nn.Module):
                 f"keys=None, but values of width {keys_VTHWK.shape[-1]} cannot be keys of width {query_VPK.shape[-1]}, "
                 "which pointers need; pass keys"
             )
-        query, keys = F.normalize(at_least_float32(query_VPK), dim=-1), at_least_float32(keys_VTHWK)
-        # Fewer queries than features: to divide logits costs less than to divide keys.
-        cosine = torch.einsum("vpk,vthwk->vpthw", query, keys) / keys.norm(dim=-1).clamp(min=1e-12)[:, None]
+        query, keys = (F.normalize(at_least_float32(x), dim=-1) for x in (query_VPK, keys_VTHWK))
+        cosine = torch.einsum("vpk,vthwk->vpthw", query, keys)
         time = frame_times(torch.tensor(num_frames), start, start + keys.shape[1]).to(cosine)
         bias = at_least_float32(time_VP2) @ torch.stack([time, time**2], 1)
         return at_least_float32(self.logit_scale).exp() * cosine + bias[..., None, None]
