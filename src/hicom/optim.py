@@ -1,7 +1,7 @@
 """Muon for weight matrices and AdamW for all else, as one optimizer.
 
 Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix before it is applied, so that rare directions are
-learnt about as fast as frequent ones. Small models that must look things up come to it several times sooner.
+learnt about as fast as frequent ones. What it did here: decision 26 in `docs/decisions.md`.
 """
 
 from __future__ import annotations
@@ -44,10 +44,18 @@ def parameter_groups(
     ]
 
 
+def make_optimizer(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.98)) -> Optimizer:
+    """Return plain AdamW, which every engine knows, or `MuonAdamW` if a group says `muon=True`."""
+    if any(group["muon"] for group in groups):
+        return MuonAdamW(groups, betas=betas)
+    return AdamW(groups, betas=betas)
+
+
 class MuonAdamW(Optimizer):
     """Muon where a group says `muon=True`, AdamW elsewhere.
 
-    Muon's steps are scaled to the size of AdamW's, so one learning rate means the same for both.
+    A step of Muon has 0.2 times its learning rate in each number (root mean square), about what a trained network's
+    AdamW step comes to; early in a training AdamW's are larger, so Muon wants a higher rate there.
 
     Args:
         groups: parameter groups with `params`, `lr`, `weight_decay` and `muon`.

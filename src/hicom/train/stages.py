@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.optim import Optimizer
 
-from ..optim import MuonAdamW, parameter_groups
+from .. import optim
 from .config import OptimizerName, Rates
 
 
@@ -71,8 +71,8 @@ def make_optimizer(
         group
         for rule in rules
         if rule.rate > 0
-        for group in parameter_groups(
+        for group in optim.parameter_groups(
             model, rule.parameters.values(), rule.rate, weight_decay, use_muon=optimizer == "muon"
         )
     ]
-    return MuonAdamW(groups, betas=betas)
+    return optim.make_optimizer(groups, betas=betas)

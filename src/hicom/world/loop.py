@@ -11,51 +11,67 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hicom.optim import MuonAdamW, parameter_groups
+from hicom.optim import make_optimizer, parameter_groups
 
 HISTORY_EVERY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsConfig:
+    """What decides the trained weights beside the loss.
+
+    Attributes:
+        steps: optimizer steps.
+        seed: of everything random.
+        batch: samples of a step.
+        lr: peak learning rate; before it a linear warm-up, after it a cosine to zero.
+        warmup: warm-up steps.
+        weight_decay: of matrices.
+    """
+
+    steps: int
+    seed: int = 0
+    batch: int
+    lr: float
+    warmup: int
+    weight_decay: float
 
 
 def train_steps(
     module: nn.Module,
     loss_of_step: Callable[[int], Tensor],
+    config: StepsConfig,
     out: Path,
     *,
     name: str,
-    config: dict[str, Any],
-    steps: int,
-    lr: float,
-    warmup: int,
-    weight_decay: float,
-    use_muon: bool = False,
-    save: Callable[[], object],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     measure: Callable[[], dict[str, float]],
+    use_muon: bool = False,
     stop_after: int | None = None,
     save_every_s: float = 120.0,
 ) -> None:
-    """Train with a linear warm-up and a cosine to zero, or go on with an interrupted run.
+    """Train, or go on with an interrupted run.
 
     Args:
         module: all its parameters train; only matrices decay.
         loss_of_step: the loss of a step, by its number.
-        out: run folder: `history.json`, `resume.pt`, and when the run is finished `run.json`.
+        config: a folder of another one is refused.
+        out: run folder: the model, `history.json`, `resume.pt`, and when the run is finished `run.json`.
         name: for the progress bar.
-        config: what was asked for; a folder of another one is refused.
-        steps: optimizer steps.
-        lr: peak learning rate.
-        warmup: steps in which it rises.
-        weight_decay: of matrices.
-        use_muon: Muon for the weights of linear layers; else AdamW for all.
-        save: writes the model into `out`.
+        model: what is saved: `module`, or a part of it.
+        tokenizer: is saved with it.
         measure: what `run.json` says of the finished model.
+        use_muon: Muon for the weights of linear layers; else AdamW for all.
         stop_after: leave (resumably) after this many steps.
         save_every_s: seconds between checkpoints.
 
@@ -63,12 +79,13 @@ def train_steps(
         ValueError: `out` holds a run of another configuration.
     """
     device = next(module.parameters()).device
-    optimizer = MuonAdamW(parameter_groups(module, module.parameters(), lr, weight_decay, use_muon=use_muon))
-    step, spent = 0, 0.0
+    groups = parameter_groups(module, module.parameters(), config.lr, config.weight_decay, use_muon=use_muon)
+    optimizer, settings = make_optimizer(groups), asdict(config)
+    step, steps, spent = 0, config.steps, 0.0
     history: list[dict[str, float]] = []
     if (out / "resume.pt").exists():
         state = torch.load(out / "resume.pt", weights_only=True, map_location=device)
-        if state["config"] != config:
+        if state["config"] != settings:
             raise ValueError(f"{out} holds a run with {state['config']}: use the same settings, or another folder")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
@@ -81,7 +98,8 @@ def train_steps(
         task = progress.add_task("", total=steps, completed=step, loss="")
         while step < steps and step != stop_after:
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                rising, falling = min(1.0, (step + 1) / config.warmup), 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = config.lr * rising * falling
             loss = loss_of_step(step)
             optimizer.zero_grad()
             loss.backward()
@@ -95,11 +113,12 @@ def train_steps(
             progress.update(task, completed=step, loss=f"loss {loss.item():.3f}")
             if now - saved > save_every_s or step in (stop_after, steps):
                 # Weights first, the state that resumes last: a kill in between costs the time since the last one.
-                save()
+                model.save_pretrained(out)
+                tokenizer.save_pretrained(out)
                 partial = out / "resume.pt.part"
                 torch.save(
                     {
-                        "config": config,
+                        "config": settings,
                         "step": step,
                         "spent": spent + now - begin,
                         "history": history,
@@ -114,7 +133,7 @@ def train_steps(
         return
     run = {
         "command": " ".join(sys.argv),
-        "config": config,
+        "config": settings,
         "seconds": round(spent + time.monotonic() - begin),
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in ("torch", "transformers", "numpy")},

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from hicom.model.processing import CHAT_TEMPLATE
 from hicom.model.small_llm import add_chat_tokens, small_llm_config
-from hicom.world.loop import train_steps
+from hicom.world.loop import StepsConfig, train_steps
 from hicom.world.questions import Asker, Question, article, side
 from hicom.world.scenes import Scene, SceneObject, WorldConfig, clip_seed, generator, make_scene
 from hicom.world.tokenizer import build_tokenizer
@@ -37,16 +37,11 @@ ROUNDS = 2
 USER, ASSISTANT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
 
 
-@dataclass(frozen=True)
-class ReaderConfig:
-    """Everything that decides the trained weights.
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig(StepsConfig):
+    """Everything that decides the trained weights; a sample is a story with its questions.
 
     Attributes:
-        steps: optimizer steps.
-        seed: of the weights, scenes and questions.
-        batch: scenes in a step.
-        lr: peak learning rate (Muon and AdamW, linear warm-up, cosine to zero).
-        warmup: warm-up steps.
         choice_share: share of the questions that list options. Half of these ask nothing but state the answer: to find
             it among the options is learnt late where it must first be found in the story.
         text_weight: weight of predicting story and question; answers have weight 1.
@@ -57,10 +52,10 @@ class ReaderConfig:
     """
 
     steps: int = 2200
-    seed: int = 0
     batch: int = 8
     lr: float = 4e-3
     warmup: int = 100
+    weight_decay: float = 0.02
     choice_share: float = 0.5
     text_weight: float = 0.1
     hidden_size: int = 128
@@ -153,8 +148,8 @@ def make_batch(tokenizer: PreTrainedTokenizerBase, told: Sequence[tuple[str, Seq
     rows = []
     for text, questions in told:
         prompt = tokenizer(f"{USER}{text}\n").input_ids
-        ids, positions, segments, answers = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
-        answers = [False] * len(prompt)
+        ids, positions = list(prompt), list(range(len(prompt)))
+        segments, answers = [0] * len(prompt), [False] * len(prompt)
         for number, question in enumerate(questions, 1):
             asked = tokenizer(f"{question.text}{END}\n{ASSISTANT}").input_ids
             answer = tokenizer(f"{question.answer}{END}").input_ids
@@ -174,15 +169,20 @@ def make_batch(tokenizer: PreTrainedTokenizerBase, told: Sequence[tuple[str, Seq
     return Batch(*padded)
 
 
-def loss_of(model: Qwen2ForCausalLM, batch: Batch, text_weight: float) -> Tensor:
-    """Return the mean cross-entropy of the answers, and of all other text at a lower weight."""
-    mask = batch.mask().to(model.device)
-    hidden = model.model(
-        inputs_embeds=model.get_input_embeddings()(batch.ids.to(model.device)),
-        attention_mask=mask,
+def read(model: Qwen2ForCausalLM, batch: Batch) -> Tensor:
+    """Return the last hidden state, `float[B, L, C]`."""
+    output = model.model(
+        input_ids=batch.ids.to(model.device),
+        attention_mask=batch.mask().to(model.device),
         position_ids=batch.positions.to(model.device),
         use_cache=False,
-    ).last_hidden_state
+    )
+    return torch.as_tensor(output.last_hidden_state)
+
+
+def loss_of(model: Qwen2ForCausalLM, batch: Batch, text_weight: float) -> Tensor:
+    """Return the mean cross-entropy of the answers, and of all other text at a lower weight."""
+    hidden = read(model, batch)
     # A question's first token has the story before it, not the question that stands before it in the row.
     follows = (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] >= 0)
     logits = model.lm_head(hidden[:, :-1][follows])
@@ -205,11 +205,7 @@ def evaluate(
         numbers = range(index, min(index + 32, num_scenes))
         told = [story_and_questions(seed, _HELD_OUT + i, choice_share=0.5) for i in numbers]
         batch = make_batch(tokenizer, told)
-        logits = model(
-            inputs_embeds=model.get_input_embeddings()(batch.ids.to(model.device)),
-            attention_mask=batch.mask().to(model.device),
-            position_ids=batch.positions.to(model.device),
-        ).logits
+        logits = model.lm_head(read(model, batch))
         hits = logits[:, :-1].argmax(-1).cpu() == batch.ids[:, 1:]
         for row, (_, questions) in enumerate(told):
             for number, question in enumerate(questions, 1):
@@ -258,23 +254,16 @@ def train(
         told = [story_and_questions(config.seed, i, choice_share=config.choice_share) for i in numbers]
         return loss_of(model, make_batch(tokenizer, told), config.text_weight)
 
-    def save() -> None:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-
     train_steps(
         model,
         loss_of_step,
+        config,
         out,
         name="language model",
-        config=dataclasses.asdict(config),
-        steps=config.steps,
-        lr=config.lr,
-        warmup=config.warmup,
-        weight_decay=0.02,
-        use_muon=True,
-        save=save,
+        model=model,
+        tokenizer=tokenizer,
         measure=lambda: evaluate(model, tokenizer, num_eval_scenes, config.seed),
+        use_muon=True,
         stop_after=stop_after,
     )
     return model

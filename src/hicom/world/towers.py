@@ -15,7 +15,7 @@ other thing, which it does not name.
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.utils import logging
 
 from hicom.video import read_frames
-from hicom.world.loop import train_steps
+from hicom.world.loop import StepsConfig, train_steps
 from hicom.world.questions import fill
 from hicom.world.render import Pixels, Renderer, bundled_sprites, mark_center, render, write_video
 from hicom.world.scenes import (
@@ -77,26 +77,21 @@ ASKED_SCALE = 10.0  # a fixed temperature: a free one would let the loss vanish 
 _TRAIN_STREAM = 1000  # third number of the seed of training frames; clips of the splits use small ones
 
 
-@dataclass(frozen=True)
-class TowerConfig:
-    """Everything that decides the trained weights.
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(StepsConfig):
+    """Everything that decides the trained weights; a sample is a frame.
 
     Attributes:
-        steps: number of optimizer steps.
-        seed: seed of the weights, frames and texts.
-        batch: frames in a step.
-        lr: peak learning rate (AdamW, linear warm-up, cosine to zero).
-        warmup: warm-up steps.
         image_weight: weight of the sigmoid image-text loss; the dense loss has weight 1.
         position_weight: weight of the position loss.
         asked_weight: weight of telling what a text asks.
     """
 
     steps: int = 5000
-    seed: int = 0
     batch: int = 64
     lr: float = 2e-3
     warmup: int = 100
+    weight_decay: float = 0.05
     image_weight: float = 0.1
     position_weight: float = 0.5
     asked_weight: float = 0.2
@@ -308,6 +303,18 @@ def asked_text(rng: Generator) -> tuple[str, int]:
     return _vary(text, rng), asked
 
 
+def neighbour_patches(labels: Tensor, noun: Tensor, neighbours: Tensor) -> Tensor:
+    """Return `bool[N, H*W]`: the patches that the neighbour fills, which a text about it must point at.
+
+    Args:
+        labels: int[B, H*W], see `patch_labels`.
+        noun: int[len(NAMES)], the noun of every name.
+        neighbours: int[N, 3], see `Batch`.
+    """
+    frame, _, other = neighbours.T
+    return (noun[labels[frame].clamp(min=0)] == other[:, None]) & (labels[frame] >= 0)
+
+
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     """Token ids int[N, 24], padded to the full length because SigLIP pools the last position."""
     batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
@@ -390,10 +397,13 @@ def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerCon
     absent = errors[:, : NUM_NOUNS + NUM_PAIRS].sum() / filled_count
     objects = errors[:, NUM_NOUNS + NUM_PAIRS :].mean()
     frame, patch = torch.from_numpy(dots).to(towers.device).T
-    by_dot = F.cross_entropy(torch.einsum("npd,nd->np", keys[frame], dot_texts) * dense, patch) if len(dots) else 0.0
-    frame, _, other = torch.from_numpy(beside).to(towers.device).T
-    share = (torch.einsum("npd,nd->np", keys[frame], beside_texts) * dense).log_softmax(1)
-    wanted = (noun[labels[frame].clamp(min=0)] == other[:, None]) & (labels[frame] >= 0)
+    # Frames repeat, and `keys[frame]` sums their gradients in an order of its own at every run.
+    dot_keys = keys.index_select(0, frame)
+    by_dot = F.cross_entropy(torch.einsum("npd,nd->np", dot_keys, dot_texts) * dense, patch) if len(dots) else 0.0
+    asked_about = torch.from_numpy(beside).to(towers.device)
+    wanted = neighbour_patches(labels, noun, asked_about)
+    beside_keys = keys.index_select(0, asked_about[:, 0])
+    share = (torch.einsum("npd,nd->np", beside_keys, beside_texts) * dense).log_softmax(1)
     # What is next to it may be hidden, or fill no patch.
     shown = wanted.any(1)
     by_neighbour = -share.masked_fill(~wanted, -torch.inf)[shown].logsumexp(1).mean() if bool(shown.any()) else 0.0
@@ -545,21 +555,14 @@ def train(
     whiten_stem(towers, config.seed)
     towers.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def save() -> None:
-        towers.model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-
     train_steps(
         towers,
         lambda step: loss_of(towers, tokenizer, config, step),
+        config,
         out,
         name="dual encoder",
-        config=asdict(config),
-        steps=config.steps,
-        lr=config.lr,
-        warmup=config.warmup,
-        weight_decay=0.05,
-        save=save,
+        model=towers.model,
+        tokenizer=tokenizer,
         measure=lambda: evaluate(towers, tokenizer, out, num_eval_clips, config.seed),
         stop_after=stop_after,
     )
