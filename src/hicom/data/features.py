@@ -211,11 +211,12 @@ def cache_features(
 
 
 def read_ahead(
-    processor: HIComProcessor, videos: Iterable[Path], num_frames: int, *, workers: int = 2, ahead: int = 64
+    processor: HIComProcessor, videos: Iterable[Path], num_frames: int, *, workers: int = 2, ahead: int = 8
 ) -> Iterator[tuple[Path, Tensor | VideoError]]:
     """Yield every video with its frames' pixel values, or why it cannot be read, in order.
 
-    Videos are decoded in threads while the vision tower is at work; never more than `ahead` of them wait.
+    Videos are decoded in threads while the vision tower is at work. No more than `ahead` of them wait, since each may
+    be large: 32 frames of 384x384 pixels are 57 MB.
     """
 
     def read(video: Path) -> Tensor | VideoError:
