@@ -327,6 +327,27 @@ FAULTS = [
         "tests/world/test_towers.py::test_resumed_training_equals_uninterrupted",
     ),
     Fault(
+        "texts about what is next to a thing point at the thing",
+        TOWERS,
+        "frame, _, other = neighbours.T",
+        "frame, other, _ = neighbours.T",
+        "tests/world/test_towers.py::test_a_text_about_a_neighbour_is_to_point_at_the_neighbour_alone",
+    ),
+    Fault(
+        "nothing makes texts point at neighbours",
+        TOWERS,
+        "(by_mark + by_dot + by_neighbour)",
+        "(by_mark + by_dot)",
+        "tests/world/test_towers.py::test_the_loss_points_from_a_thing_to_the_one_next_to_it",
+    ),
+    Fault(
+        "Muon's state is lost when a run goes on",
+        OPTIM,
+        "            part.load_state_dict(state)\n",
+        "            pass\n",
+        "tests/test_optim.py::test_one_schedule_rules_both_and_a_run_goes_on_exactly",
+    ),
+    Fault(
         "questions about one story see each other",
         READER,
         "past & ((key == 0) | (key == query))",

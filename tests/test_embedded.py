@@ -1,4 +1,4 @@
-"""The models inside the package: `hicom-tiny` answers about clips that it has never seen, its start sees and reads."""
+"""The model inside the package answers questions about clips that it has never seen."""
 
 from __future__ import annotations
 

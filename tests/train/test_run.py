@@ -84,11 +84,15 @@ def windows(*sizes: tuple[int, int, int]) -> StageConfig:
     return StageConfig(trainable=ALL, windows=sizes)
 
 
-def test_resumes_exactly_after_a_kill(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumes_exactly_after_a_kill(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
     # 7 samples of 2 make an epoch of 3 steps: the kill is in the second one, two steps after a checkpoint.
     stage = windows((1, 2, 2), (2, 2, 2), (4, 4, 4))
-    changes = {"steps": 8, "save_every": 3, "batch_size": 1, "accumulate": 2, "stage": stage}
-    text = "dict(steps=8, save_every=3, batch_size=1, accumulate=2, stage=__import__('hicom.train').train.StageConfig("
+    changes = {"steps": 8, "save_every": 3, "batch_size": 1, "accumulate": 2, "stage": stage, "optimizer": optimizer}
+    text = f"dict(steps=8, save_every=3, batch_size=1, accumulate=2, optimizer={optimizer!r}, "
+    text += "stage=__import__('hicom.train').train.StageConfig("
     text += "trainable=__import__('toy_training').ALL, windows=((1, 2, 2), (2, 2, 2), (4, 4, 4))))"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(killed), "11", text]

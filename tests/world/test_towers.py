@@ -29,6 +29,7 @@ from hicom.world.towers import (
     loss_of,
     mark_labels,
     name_index,
+    neighbour_patches,
     open_text,
     pair_text,
     patch_labels,
@@ -92,19 +93,15 @@ def test_resumed_training_equals_uninterrupted(trained, tmp_path):
         train(TowerConfig(steps=6, batch=5), tmp_path)
     resumed = train(CONFIG, tmp_path, num_eval_clips=12)
     for (name, a), b in zip(towers.state_dict().items(), resumed.state_dict().values(), strict=True):
-        # Up to rounding, whose sign decides Adam's step where a gradient is nothing but rounding: that of
-        # a key's bias, which shifts all logits alike, and of few other numbers.
-        if not name.endswith("k_proj.bias"):
-            assert (a - b).abs().gt(2e-5).float().mean() < 0.01, f"{name} differs after a resume"
+        assert torch.equal(a, b), f"{name} differs after a resume"
     same = [json.loads((f / "run.json").read_text())["metrics"] for f in (folder, tmp_path)]
-    assert same[0] == pytest.approx(same[1], abs=0.02)
+    assert same[0] == same[1]
 
 
 def test_the_position_loss_puts_the_place_into_the_features():
     """With a weight that leaves little else to learn, the read-out gets better."""
     config = TowerConfig(batch=4, position_weight=40.0)
     tokenizer = build_tokenizer()
-    torch.manual_seed(0)
     towers = Towers(len(tokenizer), 0)
     pixels = preprocess(render(make_scene(clip_seed(0, "val", 1)), SHORT)[0][:2])
 
@@ -115,7 +112,7 @@ def test_the_position_loss_puts_the_place_into_the_features():
 
     before = error()
     optimizer = torch.optim.AdamW(towers.parameters(), lr=3e-3)
-    for step in range(30):
+    for step in range(45):
         optimizer.zero_grad()
         loss_of(towers, tokenizer, config, step).backward()
         optimizer.step()
@@ -123,10 +120,10 @@ def test_the_position_loss_puts_the_place_into_the_features():
 
 
 def test_the_loss_puts_what_is_asked_into_texts_and_dots_into_patches():
-    """On the frames of one step: texts tell what they ask, and texts about dots point at dots."""
+    """On the frames of one step texts about dots point at dots; after some steps texts tell what they ask."""
     config = TowerConfig(batch=4, asked_weight=20.0)
     tokenizer = build_tokenizer()
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     towers = Towers(len(tokenizer), 0)
     batch, rng = training_batch(0, 0, 4), np.random.Generator(np.random.PCG64(3))
     dots = np.argwhere((batch.marks >= 0) & (batch.labels >= 0))
@@ -142,23 +139,25 @@ def test_the_loss_puts_what_is_asked_into_texts_and_dots_into_patches():
         right = [int(place) == patch for place, (_, patch) in zip(best, dots, strict=True)]
         return (found.argmax(1) == torch.tensor(kinds)).float().mean().item(), float(np.mean(right))
 
-    # Chance is 1/33 and 1/64. One step's 32 texts are too few to learn all wordings from.
-    assert max(shares()) < 0.25
+    def learn(steps):
+        for step in steps:
+            optimizer.zero_grad()
+            loss_of(towers, tokenizer, config, step).backward()
+            optimizer.step()
+
+    assert max(shares()) < 0.12, "chance is 1/33 and 1/64"
     optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3)
-    for _ in range(50):
-        optimizer.zero_grad()
-        loss_of(towers, tokenizer, config, 0).backward()
-        optimizer.step()
-    asked, pointed = shares()
-    assert asked > 0.15
-    assert pointed > 0.6
+    learn([0] * 30)
+    assert shares()[1] > 0.6
+    # The 32 texts of one step are too few to learn all wordings from.
+    learn(range(1, 21))
+    assert shares()[0] > 0.15
 
 
 def test_the_loss_points_from_a_thing_to_the_one_next_to_it():
     """On the frames of one step, texts that name one object point at another one."""
     config = TowerConfig(batch=4, image_weight=0.0, position_weight=0.0, asked_weight=0.0)
     tokenizer = build_tokenizer()
-    torch.manual_seed(0)
     towers = Towers(len(tokenizer), 0)
     batch = training_batch(0, 0, 4)
     assert len(batch.neighbours) >= 4
@@ -182,6 +181,16 @@ def test_the_loss_points_from_a_thing_to_the_one_next_to_it():
         loss_of(towers, tokenizer, config, 0).backward()
         optimizer.step()
     assert share() > before + 0.2
+
+
+def test_a_text_about_a_neighbour_is_to_point_at_the_neighbour_alone():
+    batch = training_batch(0, 0, 8)
+    noun = torch.tensor([NOUNS.index(name.split()[-1]) for name in NAMES])
+    wanted = neighbour_patches(torch.from_numpy(batch.labels), noun, torch.from_numpy(batch.neighbours))
+    assert wanted.any(1).float().mean() > 0.8
+    for row, (frame, _, other) in zip(wanted, batch.neighbours.tolist(), strict=True):
+        filled = [label >= 0 and NAMES[label].split()[-1] == NOUNS[other] for label in batch.labels[frame]]
+        assert row.tolist() == filled
 
 
 def test_what_is_next_to_a_thing_is_told_where_there_is_one_answer():
