@@ -44,8 +44,8 @@ class Question:
         chance: best expected accuracy without seeing the video (None: not scored).
         informed_chance: the same for one who knows the objects of the clip; None: as `chance`.
         subject: noun of the one object that the question names.
-        form: `open`; `choice` where the text lists options and the answer is a letter; `stated` where it does so after the
-            right option itself (text for the reader only).
+        form: `open`; `choice` where the text lists options and the answer is a letter; `stated` where it does so
+            after the right option itself (text for the reader only).
     """
 
     family: str
