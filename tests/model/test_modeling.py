@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import generic
 
 import hicom
 import tiny
@@ -116,6 +117,18 @@ def test_one_beam_equals_greedy_and_cache_equals_no_cache() -> None:
     torch.manual_seed(0)
     assert torch.equal(sampled, model.generate(**inputs, max_new_tokens=6, do_sample=True, temperature=5.0))
     assert not torch.equal(sampled, greedy)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_nothing_deprecated_is_used(use_cache: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions of transformers rename things and warn once a process: here every time."""
+    warned: list[str] = []
+    monkeypatch.setattr(generic.logger, "warning_once", lambda text, *_, **__: warned.append(text))
+    model = tiny.model()
+    inputs = batch(model)
+    assert model(**inputs, use_cache=use_cache).logits.isfinite().all()
+    model.generate(**inputs, max_new_tokens=2, use_cache=use_cache)
+    assert not warned
 
 
 def test_beams_score_at_least_greedy() -> None:

@@ -73,8 +73,8 @@ def given_cache(past_key_values: Any) -> dict[str, Any]:
 
 def returned_cache(output: BaseModelOutputWithPast) -> dict[str, Any]:
     """Return the LLM's cache under the name that it has; newer versions of transformers know both names."""
-    name = next((name for name in CACHE_NAMES if name in output), None)
-    return {} if name is None else {name: output[name]}
+    # Not `name in output`: newer versions warn of being asked for the old name.
+    return {name: value for name, value in output.items() if name in CACHE_NAMES}
 
 
 @dataclass
