@@ -699,7 +699,11 @@ class Job:
                 **shared,
             )
             fields = dataclasses.asdict(config) | {"out": None, "init": None}
-            # The run before stands for its model; no path does, so that the folder may be moved.
+            # No path counts, so that the same run has the same name on every machine: the run before stands for its
+            # model, and the fingerprint of all that is started from for the rest.
+            fields["data"] |= {"records": [Path(file).name], "root": None, "cache": None}
+            if config.parts is not None:
+                fields["parts"] |= {"towers": None, "language_model": None}
             digest = digest_of(fields, stages[-1].digest if stages else place.fingerprint)
             out = str(place.out / "stages" / f"{name}-{digest}")
             stages.append(Stage(dataclasses.replace(config, out=out), digest))
@@ -825,7 +829,7 @@ def make_parent(path: Path) -> Path:
 @lru_cache(maxsize=4)
 def training_videos(records: str, root: str) -> tuple[Path, ...]:
     """Return the videos of a file of records."""
-    return tuple(dict.fromkeys(video for sample in read_records(records, root) for video in sample.videos))
+    return tuple(read_records(records, root).videos)
 
 
 def load_parts(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProcessor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,24 @@ def test_every_table_has_its_rows_and_every_row_a_table(ablations: ModuleType, p
         for seed in ablations.SEEDS
     ]
     assert len(set(digests)) == len(digests), "two rows or seeds are the same run"
+
+
+def test_a_run_has_the_same_name_wherever_everything_lies(ablations: ModuleType, place: Any, tmp_path: Path) -> None:
+    """Answers in the repository are found again on another machine, and those of another world are not."""
+
+    def names(place: Any, row: str) -> list[str]:
+        job = ablations.Job(ablations.ROWS[row], 0, ablations.PROTOCOLS["cpu"], place)
+        return [job.stages[-1].digest, *(job.answers_path(test).name for test in job.row.tests)]
+
+    shutil.copytree(place.world, tmp_path / "moved")
+    shutil.copytree(place.towers, tmp_path / "towers")
+    moved = dataclasses.replace(
+        place, world=tmp_path / "moved", towers=tmp_path / "towers", cache=tmp_path / "cache", out=tmp_path / "out"
+    )
+    for row in ("hicom", "hicom_mixed", "qformer"):
+        assert names(place, row) == names(moved, row)
+    (tmp_path / "moved" / "world.json").write_text('{"seed": 1}')
+    assert names(place, "hicom") != names(dataclasses.replace(moved), "hicom")
 
 
 def test_rows_are_compared_at_equal_tokens(ablations: ModuleType) -> None:

@@ -29,7 +29,7 @@ class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
             (file, index)
             for file, samples in enumerate(records)
             for index in range(len(samples))
-            if store is None or not store.errors or all(video in store for video in samples[index].videos)
+            if store is None or not store.errors or all(video in store for video in samples.videos_of(index))
         ]
 
     def __len__(self) -> int:
@@ -41,10 +41,8 @@ class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
 
     def lengths_and_videos(self) -> tuple[list[int], list[tuple[Path, ...]]]:
         """Return how long the text of every sample is, in characters, and what videos it is about."""
-        lengths, videos = [], []
-        for _, sample in (self[index] for index in range(len(self))):
-            lengths.append(len(sample.answer) + sum(len(message["content"]) for message in sample.messages))
-            videos.append(tuple(sample.videos))
+        lengths = [self.records[file].lengths[index] for file, index in self.order]
+        videos = [self.records[file].videos_of(index) for file, index in self.order]
         return lengths, videos
 
 

@@ -36,21 +36,35 @@ class Sample:
 
 
 class Records(Sequence[Sample]):
-    """The samples of one file. Only byte offsets are kept in memory; a line is parsed again when it is asked for."""
+    """The samples of one file; a line is parsed again when it is asked for.
+
+    Only what tells samples apart is kept in memory, so that sorting and grouping them needs no further pass.
+
+    Attributes:
+        lengths: characters of text of every sample, its answer included.
+        videos: files of all samples, each once, in the order in which they are first named.
+    """
 
     def __init__(self, path: Path, root: Path) -> None:
         self.path = path
         self.root = root
+        self.lengths = array("q")
+        self._groups = array("q")
+        groups: dict[tuple[Path, ...], int] = {}
         self._offsets = array("q")
         self._lines = array("q")
         self._turns = array("q")
         for offset, line, text in iterate_records(path):
-            for turn in range(len(parse_record(text, root, f"{path}, line {line}"))):
+            for turn, sample in enumerate(parse_record(text, root, f"{path}, line {line}")):
                 self._offsets.append(offset)
                 self._lines.append(line)
                 self._turns.append(turn)
+                self.lengths.append(len(sample.answer) + sum(len(m["content"]) for m in sample.messages))
+                self._groups.append(groups.setdefault(sample.videos, len(groups)))
         if not self._offsets:
             raise ValueError(f"{path} holds no record with an answer")
+        self._videos = list(groups)
+        self.videos = list(dict.fromkeys(video for group in groups for video in group))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -66,6 +80,10 @@ class Records(Sequence[Sample]):
             file.seek(self._offsets[index])
             text = json_text(file.readline() if is_jsonl(self.path) else file.read())
         return parse_record(text, self.root, f"{self.path}, line {self._lines[index]}")[self._turns[index]]
+
+    def videos_of(self, index: int) -> tuple[Path, ...]:
+        """Return the videos of a sample without reading it."""
+        return self._videos[self._groups[index]]
 
 
 def read_records(path: str | Path, root: str | Path | None = None) -> Records:

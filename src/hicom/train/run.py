@@ -275,7 +275,7 @@ def make_data(
     records = [read_records(path, data.root) for path in data.records]
     store: FeatureStore | None = None
     if data.cache is not None:
-        videos = [video for samples in records for sample in samples for video in sample.videos]
+        videos = [video for samples in records for video in samples.videos]
         store = cache_features(
             model,
             processor,
