@@ -62,16 +62,6 @@ def test_reads_json_and_jsonl(tmp_path: Path, name: str) -> None:
     assert records[:2] == [first, second]
 
 
-def test_what_sorts_samples_is_known_without_reading_them(tmp_path: Path) -> None:
-    records = read_records(write(tmp_path / "r.jsonl", [*RECORDS, *RECORDS]), tmp_path)
-    assert [records.videos_of(i) for i in range(len(records))] == [sample.videos for sample in records]
-    assert list(records.lengths) == [
-        len(sample.answer) + sum(len(message["content"]) for message in sample.messages) for sample in records
-    ]
-    assert records.videos == list(dict.fromkeys(video for sample in records for video in sample.videos))
-    assert 0 < len(records.videos) < len(records)
-
-
 def test_media_are_relative_to_the_file_by_default(tmp_path: Path) -> None:
     assert read_records(write(tmp_path / "r.jsonl", RECORDS))[0].videos == (tmp_path / "a.mp4",)
 
