@@ -348,6 +348,13 @@ FAULTS = [
         "tests/test_optim.py::test_one_schedule_rules_both_and_a_run_goes_on_exactly",
     ),
     Fault(
+        "a file of records forgets which sample is about which video",
+        "hicom/data/records.py",
+        "groups.setdefault(sample.videos, len(groups))",
+        "groups.setdefault(sample.videos, 0)",
+        "tests/data/test_records.py::test_what_sorts_samples_is_known_without_reading_them",
+    ),
+    Fault(
         "questions about one story see each other",
         READER,
         "past & ((key == 0) | (key == query))",

@@ -289,6 +289,7 @@ def train(args: Sequence[str]) -> None:
     config = parse(type(default), f"train {args[0]}", args[1:], default=default, description=inspect.getdoc(recipe))
     from hicom.train import run
 
+    quiet_transformers()
     print(run(config))
 
 

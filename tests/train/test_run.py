@@ -71,12 +71,12 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model" / "model.safetensors")
 
 
-def assert_same_weights(a: Path, b: Path) -> None:
+def assert_same_weights(a: Path, b: Path, *, atol: float = 2e-5) -> None:
     # Not bit for bit: once in 17 runs a CPU kernel rounded the last bit otherwise, and Adam carries that on. State that
     # is lost moves weights by a learning rate, 1e-3, or more.
     for name, tensor in weights(a).items():
         torch.testing.assert_close(
-            tensor, weights(b)[name], rtol=1e-4, atol=2e-5, msg=f"{name} differs: part of the state is not restored"
+            tensor, weights(b)[name], rtol=1e-4, atol=atol, msg=f"{name} differs: part of the state is not restored"
         )
 
 
@@ -108,7 +108,8 @@ def test_resumes_exactly_after_a_kill(
     run(make_config(folder, out=str(killed), **changes))
     assert len(batches) == (8 - 3) * 2, "the run did not go on from its checkpoint"
     run(make_config(folder, out=str(whole), **changes))
-    assert_same_weights(killed, whole)
+    # Muon orthogonalises in bfloat16, which makes more of a last bit; its steps are a fifth of the learning rate.
+    assert_same_weights(killed, whole, atol=2e-5 if optimizer == "adamw" else 1e-4)
     logs = [json.loads((out / "log.json").read_text()) for out in (killed, whole)]
     losses = [[row["loss"] for row in log[:8]] for log in logs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
