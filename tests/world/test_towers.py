@@ -163,16 +163,16 @@ def test_the_loss_points_from_a_thing_to_the_one_next_to_it():
     assert len(batch.neighbours) >= 4
 
     def share():
-        """Over all wordings, most of which one step does not hold."""
-        hits = []
+        """Of a text's softmax, on the neighbour; over all wordings, most of which one step does not hold."""
+        found = []
         with torch.no_grad():
             keys = towers.encode_images(preprocess(batch.frames))[0]
             for frame, noun, other in batch.neighbours.tolist():
                 texts = [fill(template, NOUNS[noun]) for template in TEMPLATES["neighbour"]]
-                best = (towers.encode_text(tokenize(tokenizer, texts)) @ keys[frame].T).argmax(1)
-                labels = batch.labels[frame, best]
-                hits += [label >= 0 and NAMES[label].split()[-1] == NOUNS[other] for label in labels]
-        return np.mean(hits)
+                logits = towers.dense_scale.exp() * towers.encode_text(tokenize(tokenizer, texts)) @ keys[frame].T
+                wanted = [label >= 0 and NAMES[label].split()[-1] == NOUNS[other] for label in batch.labels[frame]]
+                found.append(logits.softmax(1)[:, wanted].sum(1).mean())
+        return float(np.mean(found))
 
     before = share()
     optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3)
@@ -180,7 +180,8 @@ def test_the_loss_points_from_a_thing_to_the_one_next_to_it():
         optimizer.zero_grad()
         loss_of(towers, tokenizer, config, 0).backward()
         optimizer.step()
-    assert share() > before + 0.2
+    # All else in the loss raises it by 0.22 and 0.24 (two seeds), since texts learn to point at objects.
+    assert share() > before + 0.3
 
 
 def test_a_text_about_a_neighbour_is_to_point_at_the_neighbour_alone():
