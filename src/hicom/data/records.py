@@ -49,7 +49,7 @@ class Records(Sequence[Sample]):
         self.path = path
         self.root = root
         self.lengths = array("q")
-        self._groups = array("q")
+        self._group_of = array("q")
         groups: dict[tuple[Path, ...], int] = {}
         self._offsets = array("q")
         self._lines = array("q")
@@ -60,10 +60,10 @@ class Records(Sequence[Sample]):
                 self._lines.append(line)
                 self._turns.append(turn)
                 self.lengths.append(len(sample.answer) + sum(len(m["content"]) for m in sample.messages))
-                self._groups.append(groups.setdefault(sample.videos, len(groups)))
+                self._group_of.append(groups.setdefault(sample.videos, len(groups)))
         if not self._offsets:
             raise ValueError(f"{path} holds no record with an answer")
-        self._videos = list(groups)
+        self._groups = list(groups)
         self.videos = list(dict.fromkeys(video for group in groups for video in group))
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class Records(Sequence[Sample]):
 
     def videos_of(self, index: int) -> tuple[Path, ...]:
         """Return the videos of a sample without reading it."""
-        return self._videos[self._groups[index]]
+        return self._groups[self._group_of[index]]
 
 
 def read_records(path: str | Path, root: str | Path | None = None) -> Records:
