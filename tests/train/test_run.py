@@ -108,8 +108,8 @@ def test_resumes_exactly_after_a_kill(
     run(make_config(folder, out=str(killed), **changes))
     assert len(batches) == (8 - 3) * 2, "the run did not go on from its checkpoint"
     run(make_config(folder, out=str(whole), **changes))
-    # Muon orthogonalises what gradients leave empty too, in bfloat16: a last bit in the weights of step 3 moves those of
-    # step 8 by up to 1.2e-4 (six tries), lost state by 2.5e-3. That its state comes back bit for bit: test_optim.py.
+    # Muon orthogonalises what gradients leave empty too, in bfloat16: a last bit in the weights of step 3 moves those
+    # of step 8 by up to 1.2e-4 (six tries), lost state by 2.5e-3. That its state comes back bit for bit: test_optim.py.
     assert_same_weights(killed, whole, atol=2e-5 if optimizer == "adamw" else 4e-4)
     logs = [json.loads((out / "log.json").read_text()) for out in (killed, whole)]
     losses = [[row["loss"] for row in log[:8]] for log in logs]
