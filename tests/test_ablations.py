@@ -81,6 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, ablations: ModuleType) -> An
                             {"from": "gpt", "value": ANSWERS[number % 2] if file == "align" else answer},
                         ],
                         "family": family,
+                        "form": "open",
                         "chance": 0.25,
                     }
                     lines.append(json.dumps(record | ({"subject": subject} if subject else {})) + "\n")
@@ -166,8 +167,8 @@ def test_rows_differ_in_what_they_are_about_only(ablations: ModuleType, place: A
     for name, job in jobs.items():
         tune = job.stages[-1].config
         assert (tune.steps, tune.batch_size * tune.accumulate, tune.seed) == (
-            1650 if job.row.tune == "mixed" else 1500,
-            64,
+            2200 if job.row.tune == "mixed" else 2000,
+            32,
             1,
         ), name
         rates = dict(tune.stage.trainable)
@@ -224,7 +225,7 @@ def test_every_row_can_be_put_together(ablations: ModuleType, place: Any) -> Non
 def test_goes_on_after_an_interruption_between_stages(
     ablations: ModuleType, out: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = smoke(ablations, "uncond", out, tests=ablations.WITH_CHOICE)
+    job = smoke(ablations, "uncond", out, tests=(ablations.OPEN, ablations.BY_WINDOW[0]))
     trained: list[str] = []
     run = ablations.run
 
@@ -239,11 +240,11 @@ def test_goes_on_after_an_interruption_between_stages(
         job.advance()
     assert trained == ["align", "pretrain"]
     monkeypatch.setattr(ablations, "run", lambda config: (trained.append(config.name), run(config))[1])
-    assert smoke(ablations, "uncond", out, tests=ablations.WITH_CHOICE).advance()
+    assert smoke(ablations, "uncond", out, tests=(ablations.OPEN, ablations.BY_WINDOW[0])).advance()
     assert trained == ["align", "pretrain", "tune"], "finished stages must not be trained again"
     # One test is lost: only that is answered again.
     kept = job.answers_path(ablations.OPEN).stat().st_mtime_ns
-    job.answers_path(ablations.CHOICE).unlink()
+    job.answers_path(ablations.BY_WINDOW[0]).unlink()
     assert job.advance()
     assert job.is_done
     assert job.answers_path(ablations.OPEN).stat().st_mtime_ns == kept
@@ -264,6 +265,16 @@ def test_unconditional_rows_borrow_features(
         if row == "hicom":
             expected = values
     assert torch.equal(values, expected)
+
+
+def test_questions_with_options_are_left_out(ablations: ModuleType, out: Any, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in Path(out.records("tune")).read_text().splitlines()]
+    shutil.copytree(out.world, tmp_path / "world")
+    place = dataclasses.replace(out, world=tmp_path / "world")
+    with Path(place.records("tune")).open("a") as file:
+        file.write(json.dumps(records[0] | {"form": "choice"}) + "\n")
+    place.write_questions()
+    assert [json.loads(line) for line in place.questions.read_text().splitlines()] == records
 
 
 def test_two_processes_do_not_do_the_same_run(ablations: ModuleType, out: Any) -> None:
@@ -376,7 +387,7 @@ def test_report_of_what_is_there_and_what_is_missing(ablations: ModuleType, out:
     assert "| +1.3 |" in lines["local+global: conditional - unconditional"]
     facts = json.loads((tmp_path / "ablations.json").read_text())
     assert facts["runs_done"] == 3
-    families = facts["rows"]["hicom"]["seeds"]["0"]["tests"]["choice"]["families"]
+    families = facts["rows"]["hicom"]["seeds"]["0"]["tests"]["open"]["families"]
     assert set(families) == {family for family, *_ in QUESTIONS}
     assert all(row["n"] == 2 for row in families.values())
     assert facts["rows"]["qformer"]["seeds"] == {}
