@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import sys
+import threading
 import tracemalloc
 import warnings
 from collections import Counter
@@ -96,10 +97,12 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the packets that go into the decoder and the frames that come out."""
     counts: Counter[str] = Counter()
     decode = hicom.video._Video._decode
+    lock = threading.Lock()  # several threads decode
 
     def counted(clip: Any, stream: Any, packet: Any) -> Any:
         frames = decode(clip, stream, packet)
-        counts.update(packets=packet is not None, frames=len(frames))
+        with lock:
+            counts.update(packets=packet is not None, frames=len(frames))
         return frames
 
     monkeypatch.setattr(hicom.video._Video, "_decode", counted)

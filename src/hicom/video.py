@@ -1,9 +1,10 @@
 """Open a video, choose frames, return them with their times: the only place that decodes.
 
 Videos go through PyAV. The packets are read once without decoding, which gives the exact presentation time of every
-frame whatever the container's header says; then only the groups of pictures that hold chosen frames are decoded, and
-pictures that no other one refers to are skipped unless chosen. Where time stamps cannot be trusted, or chosen frames
-turn out to be damaged, everything is decoded once to learn what is there and the frames are chosen again from that.
+frame whatever the container's header says; then only the groups of pictures that hold chosen frames are decoded,
+several at a time, and pictures that no other one refers to are skipped unless chosen. Where time stamps cannot be
+trusted, or chosen frames turn out to be damaged, everything is decoded once to learn what is there and the frames are
+chosen again from that. No thread outlives the call that started it, so a process may fork between calls.
 
 Still images and animated WebP go through Pillow, as do frames given as a folder or a list.
 """
@@ -14,14 +15,17 @@ import io
 import math
 import os
 import re
+import threading
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, TypeAlias
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import av
 import av.error
@@ -40,11 +44,13 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+Snap: TypeAlias = Literal["exact", "keyframe"]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
 
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_MAX_THREADS = 4  # more threads than that cost memory and decode frames ahead that nobody asked for
+_MAX_THREADS = 8  # of one call, in total; every decoder holds up to 17 pictures for reference
+_MAX_DECODER_THREADS = 4  # of one decoder; more cost memory and decode frames ahead that nobody asked for
 _SEEK_PACKETS = 256  # reading past fewer packets than this is cheaper than a seek
 
 
@@ -54,6 +60,10 @@ class VideoError(ValueError):
 
 class VideoWarning(UserWarning):
     """A source that is read, but not the way it was asked for."""
+
+
+class FramesChanged(Exception):
+    """Some of the chosen frames are damaged, so the reader has chosen again; start anew with its new `timestamps_s`."""
 
 
 class _ChooseAgain(Exception):
@@ -160,6 +170,7 @@ def read_frames(
     max_frames: int | None = None,
     size: int | None = None,
     source_fps: float = 25.0,
+    snap: Snap = "exact",
 ) -> VideoFrames:
     """Decode chosen frames. Without `num_frames`, `fps` or `timestamps_s` all frames are read.
 
@@ -175,6 +186,10 @@ def read_frames(
         max_frames: with `fps` or alone: where there would be more, take this many spread evenly over the same range.
         size: scale down so that the longer side has at most this many pixels; never up.
         source_fps: frames per second of sources that have no times: folders, lists, arrays.
+        snap: `exact` reads the chosen frames; `keyframe` reads in place of each the key frame nearest to it in time
+            (the earlier of two as near), which may lie outside of the bounds, and which several frames may share: it
+            comes once, but with `timestamps_s` as often as asked for. That takes a fraction of the time, and the
+            result's `timestamps_s` say what was read. Of pictures and animated WebP every frame is a key frame.
 
     Raises:
         VideoError: the source is not a video that can be read, or the choice makes no sense for it.
@@ -191,20 +206,106 @@ def read_frames(
         start_s=start_s,
         end_s=end_s,
         max_frames=max_frames,
+        snap=snap,
     )
     if size is not None:
         _check_count(name, "size", size)
     clip = _open_clip(source, source_fps)
     try:
-        result = _read(clip, choice.indices(clip.times_s, clip.info.duration_s), size)
+        result = _read(clip, choice.indices(clip), size)
     except _ChooseAgain:
-        result = _read(clip, choice.indices(clip.times_s, clip.info.duration_s), size)
-    if clip.info.damage:
-        warnings.warn(f"{name}: {clip.info.damage}; using those", VideoWarning, stacklevel=2)
-    if end_s is not None and end_s > clip.info.duration_s:
-        text = f"{name}: end_s={end_s:g} is past the end; reading to the end at {clip.info.duration_s:g} s"
-        warnings.warn(text, VideoWarning, stacklevel=2)
+        result = _read(clip, choice.indices(clip), size)
+    _warn(clip.info, end_s)
     return result
+
+
+def open_frames(source: Source | VideoFrames, *, size: int | None = None, **choice: Any) -> FrameReader:
+    """Open a video to read its chosen frames in chunks, for videos whose chosen frames do not fit into memory.
+
+    Args:
+        source: see `read_frames`; or frames that it has read, which all come as they are.
+        size: see `read_frames`.
+        **choice: further arguments of `read_frames`.
+
+    Raises:
+        VideoError: see `read_frames`.
+    """
+    if isinstance(source, VideoFrames):
+        return FrameReader(_Given(source), None, None)
+    name, source_fps = _name(source), choice.pop("source_fps", 25.0)
+    names = {each.name for each in fields(_Choice)} - {"name", "snap"}
+    if unknown := set(choice) - names - {"snap"}:
+        raise VideoError(f"{name}: there is no choice of frames by {', '.join(sorted(unknown))}")
+    arguments: dict[str, Any] = {**dict.fromkeys(names), **choice}
+    chosen = _Choice(name=name, **arguments)
+    if size is not None:
+        _check_count(name, "size", size)
+    return FrameReader(_open_clip(source, source_fps), chosen, size)
+
+
+class FrameReader:
+    """Chosen frames of a video, read in chunks; `open_frames` makes one.
+
+    Attributes:
+        info: the video; its sizes are those before scaling.
+        timestamps_s: float64[T], presentation times of the chosen frames.
+    """
+
+    def __init__(self, clip: _Clip, choice: _Choice | None, size: int | None) -> None:
+        self._clip, self._choice, self._size = clip, choice, size
+        self._choose()
+
+    def _choose(self) -> None:
+        clip = self._clip
+        self.info = clip.info
+        times_s = clip.times_s
+        self._indices = [*range(len(times_s))] if self._choice is None else self._choice.indices(clip)
+        self.timestamps_s = times_s[self._indices]
+
+    def chunks(self, num_frames: int) -> Iterator[Pixels]:
+        """Yield the chosen frames in order, `uint8[t, H, W, 3]` with `num_frames` of them; fewer in the last chunk.
+
+        Raises:
+            FramesChanged: frames turned out to be damaged, and others are chosen; what came so far is void.
+            VideoError: see `read_frames`.
+
+        Warns:
+            VideoWarning: see `read_frames`.
+        """
+        try:
+            is_sparse = isinstance(self._clip, _Video) and self._clip.is_sparse(self._indices)
+            if not is_sparse and all(a < b for a, b in pairwise(self._indices)):
+                frames = self._clip.frames(self._indices, self._size)
+                while chunk := [pixels for _, pixels in islice(frames, num_frames)]:
+                    yield np.stack(chunk)
+            else:
+                for first in range(0, len(self._indices), num_frames):
+                    yield _read(self._clip, self._indices[first : first + num_frames], self._size).frames
+        except _ChooseAgain:
+            self._choose()
+            raise FramesChanged from None
+        end_s = None if self._choice is None else self._choice.end_s
+        _warn(self.info, end_s)
+
+
+class _Given:
+    """Frames that are there already."""
+
+    def __init__(self, video: VideoFrames) -> None:
+        self._frames = video.frames
+        self.info, self.times_s = video.info, video.timestamps_s
+        self.keys = np.arange(len(self.times_s))
+
+    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+        yield from ((index, self._frames[index]) for index in indices)
+
+
+def _warn(info: VideoInfo, end_s: float | None) -> None:
+    if info.damage:
+        warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel=3)
+    if end_s is not None and end_s > info.duration_s:
+        text = f"{info.name}: end_s={end_s:g} is past the end; reading to the end at {info.duration_s:g} s"
+        warnings.warn(text, VideoWarning, stacklevel=3)
 
 
 # What to read: the choice of frames
@@ -221,6 +322,7 @@ class _Choice:
     start_s: float | None
     end_s: float | None
     max_frames: int | None
+    snap: Snap = "exact"
 
     def __post_init__(self) -> None:
         ways = {"num_frames": self.num_frames, "fps": self.fps, "timestamps_s": self.timestamps_s}
@@ -249,9 +351,20 @@ class _Choice:
                 raise VideoError(f"{self.name}: timestamps_s needs no bounds; leave start_s and end_s out")
             if len(self.timestamps_s) == 0:
                 raise VideoError(f"{self.name}: timestamps_s is empty; give at least one time")
+        if self.snap not in get_args(Snap):
+            raise VideoError(f"{self.name}: snap={self.snap!r}: give one of {', '.join(get_args(Snap))}")
 
-    def indices(self, times_s: NDArray[np.float64], duration_s: float) -> list[int]:
-        """Return the indices, into `times_s` (ascending), of the frames to read, in the order to return them."""
+    def indices(self, clip: _Clip) -> list[int]:
+        """Return the indices, into the clip's times, of the frames to read, in the order to return them."""
+        chosen = self._exact(clip.times_s, clip.info.duration_s)
+        if self.snap == "exact":
+            return chosen
+        if len(clip.keys) == 0:
+            raise VideoError(f"{self.name}: it has no key frames; leave snap out, or convert it")
+        keys = _nearest(clip.times_s, clip.keys, chosen)
+        return keys if self.timestamps_s is not None else sorted(set(keys))
+
+    def _exact(self, times_s: NDArray[np.float64], duration_s: float) -> list[int]:
         # Containers round times to their clock (Matroska: to 1 ms): a frame counts as on screen half a tick early.
         reached_s = times_s - 0.0005 - 1e-6
         if self.timestamps_s is not None:
@@ -280,6 +393,16 @@ class _Choice:
         return [int(i) for i in chosen]
 
 
+def _nearest(times_s: NDArray[np.float64], keys: NDArray[np.intp], indices: list[int]) -> list[int]:
+    """Return for each of `indices` which of `keys` (ascending, not empty) is nearest in time, of two the earlier."""
+    after = np.searchsorted(keys, indices)
+    earlier, later = keys[(after - 1).clip(0)], keys[after.clip(None, len(keys) - 1)]
+    # As near as makes no difference to a clock, though not to floating-point numbers, is as near.
+    is_later = times_s[later] - times_s[indices] < times_s[indices] - times_s[earlier] - 1e-6
+    # Before the first key frame both are that one.
+    return [int(i) for i in np.where(is_later, later, earlier)]
+
+
 def _check_count(name: str, key: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise VideoError(f"{name}: {key}={value}: give a positive whole number")
@@ -291,6 +414,7 @@ def _check_count(name: str, key: str, value: int) -> None:
 class _Clip(Protocol):
     info: VideoInfo
     times_s: NDArray[np.float64]  # ascending, of the frames that can be read, relative to the first frame of the video
+    keys: NDArray[np.intp]  # ascending, which of them are key frames
 
     def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
         """Yield (index, uint8[H, W, 3]) of all `indices`, which are ascending and do not repeat."""
@@ -301,14 +425,25 @@ def _read(clip: _Clip, indices: list[int], size: int | None) -> VideoFrames:
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
     frames: Pixels | None = None
-    for index, frame in clip.frames(sorted(places), size):
-        if frames is None:
-            frames = np.empty((len(indices), *frame.shape), np.uint8)
+    lock = threading.Lock()
+
+    def put(index: int, frame: Pixels) -> None:
+        nonlocal frames
+        with lock:
+            if frames is None:
+                frames = np.empty((len(indices), *frame.shape), np.uint8)
         if frame.shape != frames.shape[1:]:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, frames.shape[1:])]
             text = f"frame {index} is {sizes[0]} but those before it are {sizes[1]}; make them the same size"
             raise VideoError(f"{clip.info.name}: {text}")
-        frames[places[index]] = frame
+        for place in places[index]:
+            frames[place] = frame
+
+    if isinstance(clip, _Video):
+        clip.read(sorted(places), size, put)
+    else:
+        for index, frame in clip.frames(sorted(places), size):
+            put(index, frame)
     assert frames is not None  # at least one frame is chosen, and a clip yields what it is asked for
     return VideoFrames(frames, clip.times_s[indices], clip.info)
 
@@ -418,6 +553,7 @@ class _Pictures:
         elif isinstance(first, Image.Image) and first.format is not None:
             codec = first.format.lower()
         self.times_s = np.arange(len(pictures)) / fps
+        self.keys = np.arange(len(pictures))
         height, width = self._pixels(0, None).shape[:2]
         self.info = VideoInfo(
             name=name,
@@ -463,6 +599,7 @@ class _Animation:
         durations_s = [self._duration_s(index) for index in range(image.n_frames)]
         ends_s = np.cumsum(durations_s)
         self.times_s = ends_s - durations_s
+        self.keys = np.arange(len(durations_s))
         self.info = VideoInfo(
             name=name,
             container="webp",
@@ -523,7 +660,6 @@ class _Video:
         self._file, self._name = file, name
         self._num_errors = 0
         self._num_empty = 0
-        self._reformatter = VideoReformatter()
         frame: VideoFrame | None = None
         with self._opened() as (container, stream):
             codec = stream.codec_context.codec.canonical_name
@@ -571,22 +707,66 @@ class _Video:
             self._frames = sorted((i for i in sound if self._pts(i) >= first), key=self._pts)
         if self._frames:
             self._set_stamps([self._pts(i) for i in self._frames])
+            self.keys = np.flatnonzero([self._packets[i].is_key for i in self._frames])
         else:
             self._scan()
 
     def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+        reformatter = VideoReformatter()
         if self._decoded is not None:
             numbers = {self._decoded[index]: index for index in indices}
             for number, frame in enumerate(self._run([(0, len(self._packets))])):
                 if number in numbers:
-                    yield numbers.pop(number), self._pixels(frame, size)
+                    yield numbers.pop(number), self._pixels(frame, size, reformatter)
                 if not numbers:
                     return
             raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
         missing = {self._pts(self._frames[index]): index for index in indices}
         for frame in self._run(self._spans(indices), frozenset(missing)):
             if frame.pts in missing:
-                yield missing.pop(frame.pts), self._pixels(frame, size)
+                yield missing.pop(frame.pts), self._pixels(frame, size, reformatter)
+        if missing:
+            self._scan()
+            raise _ChooseAgain
+
+    def is_sparse(self, indices: list[int]) -> bool:
+        """Whether most of `indices` lie in groups of pictures of their own, so that few are decoded twice in pieces."""
+        return self._decoded is None and 2 * len(self._spans(sorted(set(indices)))) > len(set(indices))
+
+    def read(self, indices: list[int], size: int | None, put: Callable[[int, Pixels], None]) -> None:
+        """Give `put` all that `frames` yields, but in any order and from several threads at a time."""
+        spans = [] if self._decoded is not None else self._spans(indices)
+        num_workers = min(_num_threads(_MAX_THREADS), len(spans)) if self._can_reopen() else 1
+        if num_workers <= 1:
+            for index, pixels in self.frames(indices, size):
+                put(index, pixels)
+            return
+        # All that threads share: each span is of one of them, and what they count besides only matters in a scan.
+        missing = {self._pts(self._frames[index]): index for index in indices}
+        wanted = frozenset(missing)
+        left = deque(spans)
+
+        def take() -> Iterator[tuple[int, int]]:
+            with suppress(IndexError):
+                while True:
+                    yield left.popleft()
+
+        def work() -> None:
+            reformatter = VideoReformatter()
+            try:
+                # Decoders of one thread each waste the least: nothing is decoded ahead, none waits for another.
+                for frame in self._run(take(), wanted, _num_threads(_MAX_THREADS) // num_workers):
+                    if frame.pts in missing:
+                        put(missing.pop(frame.pts), self._pixels(frame, size, reformatter))
+            finally:
+                left.clear()  # after a failure the others have nothing left to begin
+
+        with ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
+            try:
+                for worker in [pool.submit(work) for _ in range(num_workers)]:
+                    worker.result()
+            finally:
+                left.clear()  # also where the caller is interrupted while it waits
         if missing:
             self._scan()
             raise _ChooseAgain
@@ -608,11 +788,14 @@ class _Video:
         self._num_errors = 0
         self._decoded = []
         stamps: list[int] = []
+        keys: list[int] = []
         total = 0
         for frame in self._run([(0, len(self._packets))]):
             if frame.pts is not None and (not stamps or frame.pts > stamps[-1]):
                 self._decoded.append(total)
                 stamps.append(frame.pts)
+            if frame.key_frame:
+                keys.append(total)
             total += 1
         if total == 0:
             raise VideoError(f"{self._name}: none of its {len(self._packets)} frames decodes; download it again")
@@ -622,6 +805,7 @@ class _Video:
         else:
             self._decoded = list(range(total))
             self._set_times(np.arange(total) / self._rate, total / self._rate)
+        self.keys = np.flatnonzero(np.isin(self._decoded, keys))
 
     def _set_stamps(self, stamps: list[int]) -> None:
         first, last, last_duration = stamps[0], stamps[-1], 0
@@ -669,15 +853,22 @@ class _Video:
 
     # Decoding
 
+    def _can_reopen(self) -> bool:
+        """Return whether several can read at the same time: other files than these have one position for all."""
+        return isinstance(self._file, Path) or type(self._file) is io.BytesIO
+
     @contextmanager
-    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _opened(self, num_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
         options: dict[str, str] = {}
-        if not isinstance(self._file, Path):
-            self._file.seek(0)
+        file = self._file
+        if not isinstance(file, Path):
+            if type(file) is io.BytesIO:
+                file = io.BytesIO(file.getvalue())  # shares the bytes, has its own position
+            file.seek(0)
             # A playlist from who knows where must not open files of this machine.
             options["protocol_whitelist"] = "pipe"
         try:
-            container = av.open(self._file, mode="r", metadata_errors="replace", options=options)
+            container = av.open(file, mode="r", metadata_errors="replace", options=options)
         except (av.error.FFmpegError, OSError) as error:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
@@ -696,7 +887,7 @@ class _Video:
                 if other is not stream:
                     other.discard = Discard.all
             stream.codec_context.thread_type = ThreadType.FRAME
-            stream.codec_context.thread_count = min(_MAX_THREADS, os.cpu_count() or 1)
+            stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, num_threads)
             yield container, stream
 
     def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
@@ -737,10 +928,12 @@ class _Video:
                 spans.append((first, position))
         return spans
 
-    def _run(self, spans: list[tuple[int, int]], wanted: frozenset[int] | None = None) -> Iterator[VideoFrame]:
+    def _run(
+        self, spans: Iterable[tuple[int, int]], wanted: frozenset[int] | None = None, num_threads: int = _MAX_THREADS
+    ) -> Iterator[VideoFrame]:
         """Decode spans of packets; with `wanted`, skip what neither these time stamps nor other frames need."""
         positions = {packet.pts: position for position, packet in enumerate(self._packets)}
-        with self._opened() as (container, stream):
+        with self._opened(_num_threads(num_threads)) as (container, stream):
             context = stream.codec_context
             if wanted is None:
                 context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
@@ -763,17 +956,22 @@ class _Video:
                 yield from self._decode(stream, None)
                 context.flush_buffers()
 
-    def _pixels(self, frame: VideoFrame, size: int | None) -> Pixels:
+    def _pixels(self, frame: VideoFrame, size: int | None, reformatter: VideoReformatter) -> Pixels:
         is_turned, flip_x, flip_y = self._orientation
         width, height = _fit(self.info.width, self.info.height, size)
         if is_turned:
             width, height = height, width
         bicubic = Interpolation.BICUBIC
-        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=bicubic, threads=1)
+        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=bicubic, threads=1)
         pixels = np.asarray(scaled.to_ndarray(), np.uint8)
         if is_turned:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def _num_threads(most: int) -> int:
+    # A container or a scheduler may have given this process fewer processors than the machine has.
+    return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _describe_packet(packet: Packet[VideoStream], codec: str) -> _Packet:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..video import VideoFrames, read_frames
+from ..video import FrameReader, VideoFrames, open_frames, read_frames
 from .baselines import build_compressor
 from .compressor import Compression
 from .config import HIComConfig
@@ -198,6 +198,16 @@ class HIComProcessor(ProcessorMixin):
             x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
         return (x.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
+    def open_video(self, source: Any, **choice: Any) -> FrameReader:
+        """Open a video to read its chosen frames in chunks; arguments as in `read_video`."""
+        return open_frames(source, size=self.image_size, **self._choice(choice))
+
+    def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
+        choice = {name: value for name, value in choice.items() if value is not None}
+        return (
+            choice if {"num_frames", "fps", "timestamps_s"} & set(choice) else choice | {"num_frames": self.num_frames}
+        )
+
     def read_video(self, source: Any, **choice: Any) -> VideoFrames:
         """Read the chosen frames of a video, scaled in the decoder to the size that the vision tower takes.
 
@@ -207,10 +217,7 @@ class HIComProcessor(ProcessorMixin):
         """
         if isinstance(source, VideoFrames):
             return source
-        choice = {name: value for name, value in choice.items() if value is not None}
-        if not {"num_frames", "fps", "timestamps_s"} & set(choice):
-            choice["num_frames"] = self.num_frames
-        return read_frames(source, size=self.image_size, **choice)
+        return read_frames(source, size=self.image_size, **self._choice(choice))
 
     # Text
 
