@@ -42,7 +42,8 @@ from ablation_report import Cell, Comparison, Entry, Report, Table
 from plots import accuracy_plot
 from world_accuracy import answer, chances, is_right, read_questions
 
-from hicom.data.features import FeatureStore, cache_features, feature_key, locked
+from hicom.data.cache import locked
+from hicom.data.features import FeatureStore, cache_features, feature_key
 from hicom.data.records import read_records
 from hicom.inference import find_model
 from hicom.model.baselines import build_compressor

@@ -1,5 +1,10 @@
 """Write small test media whose frames carry their number as a grid of black and white blocks."""
 
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -150,3 +155,23 @@ def remux(source: Path, target: Path, change: Callable[[Any], Iterable[Any]]) ->
                     changed.stream = stream
                     writer.mux(changed)
     return target
+
+
+def big_buck_bunny(folder: Path) -> Path | None:
+    """Return a film of ten minutes, fetched into `folder` with a package that holds it; None where it cannot be had."""
+    here = Path(__file__).parents[1] / "runs" / "media" / "bbb.mp4"
+    if here.is_file():
+        return here
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
+    package = "moviepy==2.2.1"
+    done = subprocess.run([*command, "--no-binary", "moviepy", "-d", str(folder), package], capture_output=True)
+    found = list(folder.glob("moviepy-*.tar.gz"))
+    if done.returncode != 0 and not found:
+        return None
+    with tarfile.open(found[0]) as archive:
+        name = next(member for member in archive.getnames() if member.endswith("moviepy_10_minutes.zip"))
+        inner = archive.extractfile(name)
+        assert inner is not None
+        with zipfile.ZipFile(io.BytesIO(inner.read())) as packed:
+            (folder / "bbb.mp4").write_bytes(packed.read(next(x for x in packed.namelist() if x.endswith("bbb.mp4"))))
+    return folder / "bbb.mp4"

@@ -12,7 +12,8 @@ import torch
 
 import tiny
 from hicom import VideoChat
-from hicom.inference import Answer, EncodedVideo
+from hicom.encoding import EncodedVideo
+from hicom.inference import Answer
 from hicom.model.processing import InstructionWarning
 
 QUESTIONS = ["which object moves left ?", "is there a dog in the video ?", "how many red ?"]
@@ -198,7 +199,7 @@ def test_attention_maps_cover_the_video(chat: VideoChat, video: EncodedVideo) ->
 
 def test_encoding_in_passes_changes_nothing(chat: VideoChat, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = chat.encode(frames())
-    monkeypatch.setattr("hicom.inference.FRAMES_PER_PASS", 4)
+    monkeypatch.setattr("hicom.encoding.FRAMES_PER_PASS", 4)
     parts = chat.encode(frames())
     torch.testing.assert_close(parts.features.values, whole.features.values)
     torch.testing.assert_close(parts.features.keys, whole.features.keys)

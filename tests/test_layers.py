@@ -16,14 +16,15 @@ LEVELS = {
     "model": 1,
     "data": 2,
     "world": 2,
-    "inference": 3,
-    "look": 4,
-    "train": 5,
-    "eval": 5,
-    "serve": 5,
-    "recipes": 6,
-    "cli": 7,
-    "__main__": 8,
+    "encoding": 3,
+    "inference": 4,
+    "look": 5,
+    "train": 6,
+    "eval": 6,
+    "serve": 6,
+    "recipes": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # train, eval and serve are on one level, so that they cannot import each other; beyond the levels:
 FORBIDDEN = {("train", "world"): "recipes tie the world and training together"}

@@ -409,7 +409,7 @@ def clip(tmp_path: Path) -> Path:
 def test_pointing_compares_both_views(chat: VideoChat, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corner, away = [[0.0, 0.0, 0.4, 0.4]] * 12, [None] * 12
     video = chat.encode(clip)
-    covers = np.zeros(video.features.values.shape[:3], np.float32)
+    covers = np.zeros(video.kept_features.values.shape[:3], np.float32)
     covers[:, :2, :2] = 1
     planted = Maps(None, covers), Maps(None, np.ones_like(covers))
     monkeypatch.setattr("hicom.look.attend", lambda *_, **__: planted)

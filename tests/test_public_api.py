@@ -58,10 +58,12 @@ SIGNATURES = {
         "compression='conditional', answer_starts=None, num_frames=None, fps=None, start_s=None, end_s=None, "
         "**kwargs)"
     ),
-    "VideoChat.from_pretrained": "(name='hicom-tiny', *, device=None, dtype=None, **kwargs)",
+    "VideoChat.from_pretrained": "(name='hicom-tiny', *, device=None, dtype=None, cache=None, **kwargs)",
     "VideoChat.encode": (
-        "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, max_frames=None)"
+        "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, max_frames=None, "
+        "snap=None, keep_features=True, questions=(), window=None, max_visual_tokens=None)"
     ),
+    "VideoChat.live": "(*, keep_features=True, questions=(), window=None, num_frames=None, fps=1.0, name='live video')",
     "VideoChat.ask": (
         "(video, question, *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),

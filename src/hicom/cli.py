@@ -23,7 +23,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from hicom import __version__
 
 if TYPE_CHECKING:
-    from hicom.inference import Answer, EncodedVideo, VideoChat
+    from hicom.encoding import EncodedVideo
+    from hicom.inference import Answer, VideoChat
     from hicom.world.dataset import World
 
 Row = tuple[str, str]
@@ -50,6 +51,8 @@ class ModelOptions:
     """for example cpu or cuda:0; by default a GPU where there is one"""
     dtype: DType = None
     """precision of the computation; by default what suits the device"""
+    cache: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """keep features of video files in this folder, so that the next question on one is quick; or set HICOM_CACHE"""
 
     def load(self) -> VideoChat:
         """Return the loaded model.
@@ -67,7 +70,8 @@ class ModelOptions:
             except (AssertionError, RuntimeError) as error:  # of torch: no driver, or no such name
                 raise ValueError(f"--device {self.device} cannot be used: {error}") from None
             quiet_transformers()
-            return VideoChat.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+            cache = self.cache or os.environ.get("HICOM_CACHE")
+            return VideoChat.from_pretrained(self.model, device=self.device, dtype=self.dtype, cache=cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +87,10 @@ class FrameOptions:
     end_s: Seconds = None
     """last second to look at"""
 
-    def encode(self, chat: VideoChat, source: str) -> EncodedVideo:
-        """Return the video `source`, decoded and through the vision encoder."""
+    def encode(self, chat: VideoChat, source: str, **options: Any) -> EncodedVideo:
+        """Return the video `source`, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
         with progress(f"watching {source}"):
-            video = chat.encode(source, **given(self))
+            video = chat.encode(source, **given(self), **options)
         if caution := chat.caution(video):
             print(f"note: {caution}", file=sys.stderr)
         return video
@@ -124,6 +128,7 @@ def ask(
     model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
     frames: OmitArgPrefixes[FrameOptions] = FrameOptions(),
     answer: OmitArgPrefixes[AnswerOptions] = AnswerOptions(),
+    low_memory: bool = False,
     verbose: bool = False,
     as_json: AsJson = False,
 ) -> None:
@@ -135,6 +140,7 @@ def ask(
         model: which model answers, and where it runs.
         frames: which frames of the video the model sees.
         answer: how the video is compressed and the answer is written.
+        low_memory: keep nothing for every frame, so that memory does not grow with the length of the video.
         verbose: also print the video's facts, the visual tokens and the seconds each part took.
         as_json: print all of that as JSON.
     """
@@ -144,9 +150,20 @@ def ask(
         raise ValueError("the question is empty")
     probe(video)  # what is wrong with it should be said before a large model is loaded
     chat = model.load()
-    encoded = frames.encode(chat, video)
+    keywords = answer.keywords()
+    options: dict[str, Any] = {}
+    if low_memory:
+        # Compressed as it comes, so the instruction and the window must be known now.
+        if answer.instruction is not None:
+            raise ValueError("--low-memory is steered by the question; leave --instruction out")
+        options = {"keep_features": False, "questions": [question], "window": answer.window}
+        options["max_visual_tokens"] = keywords.pop("max_visual_tokens", None)
+    encoded = frames.encode(chat, video, **options)
+    if low_memory:
+        ((steering, _),) = encoded.tokens.items()
+        keywords |= {} if steering.window is None else {"window": steering.window}
     with progress("answering"):
-        reply = chat.ask(encoded, question, **answer.keywords())
+        reply = chat.ask(encoded, question, **keywords)
     if as_json:
         print_json(ask_facts(encoded, question, reply))
     elif verbose:

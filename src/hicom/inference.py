@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from threading import Thread
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import TextIteratorStreamer
 
+from .data.cache import FeatureCache
 from .data.domain import Domain, load_domain
+from .encoding import EncodedVideo, LiveVideo, encode_video, instruction_inputs, steering_of, timed
 from .model.compressor import CompressorOutput
 from .model.convert import is_official, load_official, read_json, resolve_folder, tensor_shapes
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
 from .model.ops import Window
 from .model.processing import HIComProcessor, official_processor
-from .video import VideoInfo
 
-# Frames that the vision tower takes at once: bounds its memory, and is large enough to keep it busy.
-FRAMES_PER_PASS = 32
-
-
-@dataclass
-class EncodedVideo:
-    """A video as the compressor needs it, whatever will be asked.
-
-    Attributes:
-        features: patch features of the chosen frames.
-        timestamps_s: presentation times of the frames in seconds, `float64[T]`.
-        info: what the file says of itself.
-        timings: seconds spent, by part.
-    """
-
-    features: VisionFeatures
-    timestamps_s: np.ndarray
-    info: VideoInfo
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that were encoded."""
-        return len(self.features.values)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of all frames: the visual tokens that a model without compression would spend."""
-        return int(np.prod(self.features.values.shape[:3]))
+MAX_COPIED = 2**25
+"""Features, in numbers, that a batch of questions about a video may copy: with larger ones questions go one by one."""
 
 
 class Answer(str):
@@ -64,8 +35,9 @@ class Answer(str):
         num_uncompressed_tokens: what it would have read without compression.
         instruction: what steered the compressor.
         window: (T, H, W) of the local branch in force; None without one.
-        timings: seconds by part: `decode`, `vision encoder`, `compressor` (with the instruction encoder) and `LLM`. The
-            last two are the whole batch's where several questions are asked at once.
+        timings: seconds by part: `decode` (that the vision encoder waited for frames), `vision encoder`, `compressor`
+            (with the instruction encoder) and `LLM`. The last two are the whole batch's where several questions are
+            asked at once. `cache` where features came from there.
     """
 
     num_visual_tokens: int
@@ -100,14 +72,20 @@ class VideoChat:
         model: the model; it is put into evaluation mode.
         processor: its processor.
         domain: what the model was trained on, where its folder says so.
+        cache: where features of video files are kept on disk, or the folder for them; None: nowhere.
     """
 
     def __init__(
-        self, model: HIComForConditionalGeneration, processor: HIComProcessor, domain: Domain | None = None
+        self,
+        model: HIComForConditionalGeneration,
+        processor: HIComProcessor,
+        domain: Domain | None = None,
+        cache: FeatureCache | str | Path | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.domain = domain
+        self.cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
         if model.generation_config.eos_token_id is None:
             model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         if model.generation_config.pad_token_id is None:
@@ -120,6 +98,7 @@ class VideoChat:
         *,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
+        cache: FeatureCache | str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a model.
@@ -129,6 +108,7 @@ class VideoChat:
                 official release load directly.
             device: where to compute; None: a GPU if there is one, else the CPU.
             dtype: precision to compute in; None: as stored on a GPU, float32 on a CPU, where 16 bit is slow.
+            cache: where features of video files are kept on disk, or the folder for them; None: nowhere.
             **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`;
                 only for this library's layout.
 
@@ -170,9 +150,8 @@ class VideoChat:
             processor = HIComProcessor.from_pretrained(folder)
         if device is not None:
             model = model.to(device)
-        return cls(model, processor, load_domain(folder))
+        return cls(model, processor, load_domain(folder), cache)
 
-    @torch.inference_mode()
     def encode(
         self,
         source: Any,
@@ -183,8 +162,15 @@ class VideoChat:
         start_s: float | None = None,
         end_s: float | None = None,
         max_frames: int | None = None,
+        snap: Literal["exact", "keyframe"] | None = None,
+        keep_features: bool = True,
+        questions: Sequence[str] = (),
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
     ) -> EncodedVideo:
         """Decode a video and run the vision encoder over it, once for all questions.
+
+        Both go on at once, in chunks, so that hours of video need no more memory than their features.
 
         Args:
             source: anything `hicom.read_frames` reads.
@@ -194,33 +180,75 @@ class VideoChat:
             start_s: start of the part that counts, in seconds.
             end_s: its end.
             max_frames: upper limit with `fps`.
+            snap: `keyframe` takes the key frame nearest to every chosen frame, which decodes much faster.
+            keep_features: False keeps nothing for every frame, so memory does not grow with the video; it is compressed
+                as it comes, for `questions` alone.
+            questions: what will be asked, with `keep_features=False`.
+            window: (T, H, W) that they will be asked with; None: the model's own.
+            max_visual_tokens: budget that picks the window instead.
 
         Raises:
-            ValueError: the video cannot be read (`VideoError`) or a choice is impossible.
+            ValueError: the video cannot be read (`VideoError`), a choice is impossible, or the features would not fit
+                into memory.
         """
-        timings: dict[str, float] = {}
-        with _timed(timings, "decode"):
-            video = self.processor.read_video(
-                source,
-                num_frames=num_frames,
-                fps=fps,
-                timestamps_s=timestamps_s,
-                start_s=start_s,
-                end_s=end_s,
-                max_frames=max_frames,
-            )
-        with _timed(timings, "vision encoder", self.model.device):
-            parts = []
-            for first in range(0, len(video.frames), FRAMES_PER_PASS):
-                pixels = self.processor.pixel_values(video.frames[first : first + FRAMES_PER_PASS])
-                parts.append(self.model.encode_frames(pixels.to(self.model.device)))
-            keys = [part.keys for part in parts if part.keys is not None]
-            features = VisionFeatures(torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None)
-        return EncodedVideo(features, video.timestamps_s, video.info, timings)
+        choice = {
+            "num_frames": num_frames,
+            "fps": fps,
+            "timestamps_s": timestamps_s,
+            "start_s": start_s,
+            "end_s": end_s,
+            "max_frames": max_frames,
+            "snap": snap,
+        }
+        return encode_video(
+            self.model,
+            self.processor,
+            source,
+            choice,
+            cache=self.cache,
+            questions=questions,
+            keep_features=keep_features,
+            window=window,
+            max_visual_tokens=max_visual_tokens,
+        )
+
+    def live(
+        self,
+        *,
+        keep_features: bool = True,
+        questions: Sequence[str] = (),
+        window: Window | None = None,
+        num_frames: int | None = None,
+        fps: float = 1.0,
+        name: str = "live video",
+    ) -> LiveVideo:
+        """Return a video that frames are pushed into as they arrive, and that `ask` takes at any moment.
+
+        Args:
+            keep_features: False keeps nothing for every frame; then only `questions` can be asked.
+            questions: what will be asked, with `keep_features=False`.
+            window: (T, H, W) that they will be asked with; None: the model's own.
+            num_frames: number of frames, where it is known.
+            fps: frames a second, for frames that are pushed without times.
+            name: of the video, in messages.
+
+        Raises:
+            ValueError: nothing is kept and nothing asked, or the model's compressor cannot work in chunks.
+        """
+        return LiveVideo(
+            self.model,
+            self.processor,
+            questions=questions,
+            keep_features=keep_features,
+            window=window,
+            num_frames=num_frames,
+            name=name,
+            fps=fps,
+        )
 
     def caution(self, video: EncodedVideo) -> str | None:
         """Return what to tell the user if the video is unlike all that the model was trained on, else None."""
-        if self.domain is None or self.domain.is_like(video.features.values):
+        if self.domain is None or self.domain.is_like(video.summary):
             return None
         known = self.domain.description
         return f"this video is unlike what the model was trained on ({known}); do not trust its answers"
@@ -243,7 +271,8 @@ class VideoChat:
         """Answer one question, or many in one batch.
 
         Args:
-            video: an `EncodedVideo`, a list of them (all go into the prompt, in order), or a source to encode first.
+            video: an `EncodedVideo`, a `LiveVideo` as it is now, a list of encoded ones (all go into the prompt, in
+                order), or a source to encode first.
             question: one question or several; each steers the compression of its own prompt.
             instruction: what steers the compressor in place of the question.
             window: (T, H, W) of the local branch in place of the model's.
@@ -289,7 +318,11 @@ class VideoChat:
         """Return the visual tokens for a question together with the attention maps of both branches."""
         text = _instruction([{"role": "user", "content": question}], instruction)
         return self.model.model.compress(
-            video.features, [video.num_frames], *self._instruction_inputs([text]), window=window, return_attention=True
+            video.kept_features,
+            [video.num_frames],
+            *instruction_inputs(self.model, self.processor, [text]),
+            window=window,
+            return_attention=True,
         )
 
     # The one generate path
@@ -297,16 +330,40 @@ class VideoChat:
     def _encoded(self, video: Any) -> list[EncodedVideo]:
         if isinstance(video, EncodedVideo):
             return [video]
+        if isinstance(video, LiveVideo):
+            return [video.video]
         if isinstance(video, list) and video and all(isinstance(v, EncodedVideo) for v in video):
             return video
         return [self.encode(video)]
 
-    def _instruction_inputs(self, instructions: list[str]) -> tuple[Tensor | None, Tensor | None]:
-        """Return `int[V, L]` ids and mask on the model's device; None where the model takes none."""
+    def _visual_tokens(
+        self, videos: list[EncodedVideo], instructions: list[str], window: Window | None
+    ) -> list[list[Tensor]]:
+        """Return for every instruction the tokens `float[N, C]` of every video."""
+        ready = [[v.tokens.get(steering_of(self.model, text, window)) for v in videos] for text in instructions]
+        found = [[x for x in row if x is not None] for row in ready]
+        if all(len(row) == len(videos) for row in found):
+            return found
+        parts = [video.kept_features for video in videos]
+        keys = [part.keys for part in parts if part.keys is not None]
+        # A single video is by far the usual case, and joining it with nothing would copy it.
+        features = (
+            parts[0]
+            if len(parts) == 1
+            else VisionFeatures(torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None)
+        )
+        num_frames = [video.num_frames for video in videos]
+        model = self.model.model
         if not self.model.config.is_conditional:
-            return None, None
-        ids, mask = self.processor.instruction_inputs(instructions)
-        return ids.to(self.model.device), None if mask is None else mask.to(self.model.device)
+            return [list(model.compress(features, num_frames, window=window).tokens)] * len(instructions)
+        tokens: list[Tensor] = []
+        per_call = max(1, MAX_COPIED // features.values.numel())
+        for first in range(0, len(instructions), per_call):
+            some = instructions[first : first + per_call]
+            inputs = instruction_inputs(self.model, self.processor, [text for text in some for _ in videos])
+            index = None if len(some) == 1 else [*range(len(videos))] * len(some)
+            tokens += model.compress(features, num_frames, *inputs, window=window, video_index=index).tokens
+        return [tokens[first : first + len(videos)] for first in range(0, len(tokens), len(videos))]
 
     def _prompt(
         self,
@@ -329,19 +386,10 @@ class VideoChat:
                 raise ValueError("window and max_visual_tokens both choose the window; pass one of them")
             window = self.processor.choose_window(max(num_frames), max_visual_tokens)
         model, device = self.model.model, self.model.device
-        with _timed(timings, "compressor", device):
-            features = VisionFeatures(
-                torch.cat([v.features.values for v in videos]),
-                None if videos[0].features.keys is None else torch.cat([v.features.keys for v in videos]),  # type: ignore[misc]
-            )
-            tokens: list[Tensor] = []
-            counts = []
-            # One question at a time: a batch would copy the features, which are far larger than the tokens.
-            for text in instructions:
-                inputs = self._instruction_inputs([text] * len(videos))
-                output = model.compress(features, num_frames, *inputs, window=window)
-                tokens.extend(output.tokens)
-                counts.append(sum(len(x) for x in output.tokens))
+        with timed(timings, "compressor", device):
+            rows = self._visual_tokens(videos, instructions, window)
+        tokens = [x for row in rows for x in row]
+        counts = [sum(len(x) for x in row) for row in rows]
         media = [{"type": "video"}] * len(videos)
         rendered: list[list[dict[str, Any]]] = []
         for conversation in conversations:
@@ -381,7 +429,7 @@ class VideoChat:
         **kwargs: Any,
     ) -> list[Answer]:
         prompt = self._prompt(conversations, video, instruction, window, max_visual_tokens)
-        with _timed(prompt.timings, "LLM", self.model.device):
+        with timed(prompt.timings, "LLM", self.model.device):
             ids = self.model.generate(
                 inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **_sampling(kwargs)
             )
@@ -540,13 +588,3 @@ def _make_answer(text: str, prompt: _Prompt, number: int) -> Answer:
 def _sampling(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return arguments of `generate`; greedy unless asked otherwise, whatever a checkpoint's defaults are."""
     return {"do_sample": False} | kwargs
-
-
-@contextmanager
-def _timed(timings: dict[str, float], part: str, device: torch.device | None = None) -> Iterator[None]:
-    """Add the seconds that a block takes to `timings[part]`, waiting for a GPU to finish it."""
-    start = time.perf_counter()
-    yield
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-    timings[part] = timings.get(part, 0.0) + time.perf_counter() - start

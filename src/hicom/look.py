@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .inference import Answer, EncodedVideo, VideoChat
+from .encoding import EncodedVideo
+from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput, HybridCompressor
 from .model.ops import Window, group_index
 from .video import VideoFrames, read_frames
@@ -204,7 +205,7 @@ def attend(
     if compressor.global_ is not None and compressor.global_.replaces_tokens:
         return maps, None
     output = chat.model.model.compress(
-        video.features, [video.num_frames], window=window, compression="unguided", return_attention=True
+        video.kept_features, [video.num_frames], window=window, compression="unguided", return_attention=True
     )
     # Without an instruction pointers look for what no training asks of them.
     return maps, dataclasses.replace(make_maps(output, video), pointers=None)
@@ -212,7 +213,7 @@ def attend(
 
 def make_maps(output: CompressorOutput, video: EncodedVideo) -> Maps:
     """Return the maps of a compressor's output for one video."""
-    height, width = video.features.values.shape[1:3]
+    height, width = video.kept_features.values.shape[1:3]
     windows = None if output.local_attention is None else to_numpy(output.local_attention[0])
     local = None if windows is None else spread_windows(windows, (video.num_frames, height, width))
     global_ = None if output.global_attention is None else global_map(to_numpy(output.global_attention[0]))
@@ -629,7 +630,7 @@ class Target:
                 f"{self.video} has a frame at {max(video.timestamps_s):g} s, but its {len(self.boxes)} boxes at "
                 f"{self.fps:g} a second end before; the truth belongs to another clip"
             )
-        grid = (video.features.values.shape[1], video.features.values.shape[2])
+        grid = (video.kept_features.values.shape[1], video.kept_features.values.shape[2])
         size = (video.info.height, video.info.width)
         asked, *others = (
             np.stack([cover(boxes[number], grid, size) for number in numbers]) for boxes in (self.boxes, *self.others)

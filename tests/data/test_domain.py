@@ -27,9 +27,9 @@ def test_summary_is_mean_and_deviation_over_patches() -> None:
 
 def test_like_videos_are_like_and_others_are_not() -> None:
     domain = fit_domain((clip(i) for i in range(200)), "noise")
-    assert sum(domain.is_like(clip(1000 + i)) for i in range(100)) >= 97
-    assert not any(domain.is_like(clip(2000 + i, scale=3.0)) for i in range(20))
-    assert not any(domain.is_like(clip(3000 + i, shift=3.0)) for i in range(20))
+    assert sum(domain.is_like(summarize(clip(1000 + i))) for i in range(100)) >= 97
+    assert not any(domain.is_like(summarize(clip(2000 + i, scale=3.0))) for i in range(20))
+    assert not any(domain.is_like(summarize(clip(3000 + i, shift=3.0))) for i in range(20))
 
 
 def test_it_is_kept_with_the_model(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_it_is_kept_with_the_model(tmp_path: Path) -> None:
     assert loaded is not None
     assert loaded.description == domain.description
     assert loaded.limit == pytest.approx(domain.limit)
-    assert loaded.distance(clip(5)) == pytest.approx(domain.distance(clip(5)))
+    assert loaded.distance(summarize(clip(5))) == pytest.approx(domain.distance(summarize(clip(5))))
 
 
 def test_one_video_is_no_domain() -> None:

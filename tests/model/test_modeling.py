@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -333,3 +335,27 @@ def test_baseline_compressors_behind_the_same_model(name: str, tmp_path) -> None
     tiny.processor(model.config).save_pretrained(tmp_path)
     loaded = HIComForConditionalGeneration.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("tower", ["siglip", "siglip2", "clip"])
+@pytest.mark.parametrize("layer", [-1, -2, -3, 0, 1])
+def test_values_are_the_hidden_state_that_the_configuration_names(tower: str, layer: int) -> None:
+    """All hidden states together are never held, except where only the tower itself can give the last one."""
+    model = tiny.model(tower, vision_feature_layer=layer).model
+    pixels = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    expected: list[torch.Tensor] = []
+    asked: list[bool] = []
+
+    def keep_all(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        asked.append(bool(kwargs.get("output_hidden_states")))
+        if not expected:
+            expected.append(torch.empty(0))  # the call below comes here too
+            expected[0] = module(**kwargs | {"output_hidden_states": True}).hidden_states[layer]
+
+    with torch.no_grad():
+        handle = model.vision_tower.register_forward_hook(keep_all, with_kwargs=True)
+        values = model.encode_frames(pixels).values
+        handle.remove()
+    wanted = expected[0][:, 1:] if tower == "clip" else expected[0]
+    assert torch.equal(values.flatten(1, 2), wanted)
+    assert asked[0] == (layer == -1)

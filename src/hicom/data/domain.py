@@ -48,14 +48,14 @@ class Domain:
     precision: Tensor
     limit: float
 
-    def distance(self, values: Tensor) -> float:
-        """Return the Mahalanobis distance of a video `float[T, H, W, D]` from the training videos."""
-        offset = summarize(values).cpu() - self.mean
+    def distance(self, summary: Tensor) -> float:
+        """Return the Mahalanobis distance of a video from the training videos, given its summary, `float[2D]`."""
+        offset = summary.cpu() - self.mean
         return float((offset @ self.precision @ offset).clamp(min=0).sqrt())
 
-    def is_like(self, values: Tensor) -> bool:
-        """Whether a video `float[T, H, W, D]` looks like the training videos."""
-        return self.distance(values) <= self.limit
+    def is_like(self, summary: Tensor) -> bool:
+        """Whether a video looks like the training videos, given its summary, `float[2D]`."""
+        return self.distance(summary) <= self.limit
 
     def save(self, folder: Path) -> None:
         """Write `domain.safetensors` into a model's folder."""

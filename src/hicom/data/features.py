@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +21,7 @@ from tqdm.auto import tqdm
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..video import VideoError
+from .cache import locked
 
 logger = logging.getLogger(__name__)
 
@@ -124,15 +123,20 @@ def read_index(path: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def feature_key(model: HIComForConditionalGeneration, processor: HIComProcessor, num_frames: int) -> dict[str, Any]:
-    """Return all that the features of a video depend on beside its file."""
+def tower_digest(model: HIComForConditionalGeneration) -> str:
+    """Return a digest of the vision tower's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def feature_key(model: HIComForConditionalGeneration, processor: HIComProcessor, num_frames: int) -> dict[str, Any]:
+    """Return all that the features of a video depend on beside its file."""
     config, grid = model.config, model.config.grid_size
     key = {
-        "tower": digest.hexdigest(),
+        "tower": tower_digest(model),
         "layer": config.vision_feature_layer,
         "num_frames": num_frames,
         "image_size": processor.image_size,
@@ -142,14 +146,6 @@ def feature_key(model: HIComForConditionalGeneration, processor: HIComProcessor,
         "values": [grid, grid, config.vision_config.hidden_size],
     }
     return key | ({"keys": [grid, grid, config.instruction_dim]} if config.is_conditional else {})
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system gives back even after `kill -9`; wait for another holder."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ C output width, L instruction length.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -941,6 +942,22 @@ class CompressorStream:
             frames = torch.cat(self.pointer_frames, 2)
             tokens.append(self.compressor.pointers.read(average, match[..., 0], frames, [self.seen])[0])
         return torch.cat(tokens)
+
+    def peek(self) -> Tensor:
+        """Return the tokens `float[N, C]` of the frames so far, as if the video ended here; more may be pushed.
+
+        Raises:
+            ValueError: as `finish`.
+        """
+        other = copy.copy(self)
+        # Tensors are replaced and never written to, so only what holds them is copied.
+        other.local_tokens, other.waiting = list(self.local_tokens), list(self.waiting)
+        other.pointer_frames = list(self.pointer_frames)
+        other.attended, other.pointed = copy.copy(self.attended), copy.copy(self.pointed)
+        if self.motion is not None:
+            other.motion = copy.copy(self.motion)
+            other.motion.held = list(self.motion.held)
+        return other.finish()
 
     def _take(self, values: Tensor, keys: Tensor | None) -> None:
         if len(values) == 0:

@@ -31,9 +31,10 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
+from ..data.cache import locked
 from ..data.collate import Collator, GroupedSampler, SampleSet
 from ..data.domain import fit_domain
-from ..data.features import FeatureStore, cache_features, locked
+from ..data.features import FeatureStore, cache_features
 from ..data.records import read_records
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
