@@ -86,6 +86,8 @@ class FrameOptions:
     """first second to look at"""
     end_s: Seconds = None
     """last second to look at"""
+    snap: Annotated[Literal["exact", "keyframe"] | None, arg(help_behavior_hint="")] = None
+    """keyframe: the key frames nearest to the chosen ones, which decode much faster; their times are in --json"""
 
     def encode(self, chat: VideoChat, source: str, **options: Any) -> EncodedVideo:
         """Return the video `source`, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
