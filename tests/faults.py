@@ -99,8 +99,8 @@ FAULTS = [
     Fault(
         "the global branch sees its neighbours' padding",
         COMPRESSOR,
-        'logits = logits.masked_fill(~rearrange(real, "v t -> v 1 t 1 1"), -math.inf)',
-        "pass",
+        'else logits.masked_fill_(~rearrange(real_VT, "v t -> v 1 t 1 1"), -math.inf)',
+        "else logits",
         "tests/model/test_compressor.py::test_batch_equals_one_by_one",
     ),
     Fault(
@@ -141,8 +141,8 @@ FAULTS = [
     Fault(
         "attention maps are always returned",
         COMPRESSOR,
-        "            if return_attention:\n                heads",
-        "            if True:\n                heads",
+        "self.global_(values, num_frames, guide, compression, return_attention)",
+        "self.global_(values, num_frames, guide, compression, True)",
         "tests/model/test_compressor.py::test_attention_maps_sum_to_one_and_come_on_request_only",
     ),
     Fault(
@@ -457,7 +457,7 @@ FAULTS = [
     Fault(
         "every video looks like the training videos",
         DOMAIN,
-        "return self.distance(values) <= self.limit",
+        "return self.distance(summary) <= self.limit",
         "return True",
         "tests/data/test_domain.py::test_like_videos_are_like_and_others_are_not",
     ),

@@ -500,3 +500,16 @@ def test_release_direct_global_cannot_run_unguided() -> None:
     compressor = make(dialect="release", global_injection="direct")
     with pytest.raises(ValueError, match="unguided"):
         compressor(**make_inputs([2]), compression="unguided")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dialect": "release"}, {"global_logit_scale": True}, {"match_evidence": True}]
+)
+def test_chunks_of_logits_change_nothing(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor, inputs = make(**options).double(), cast(make_inputs([5, 9, 1]), torch.float64)
+    with torch.no_grad():
+        whole = torch.cat(compressor(**inputs).tokens)
+        monkeypatch.setattr("hicom.model.compressor.MAX_LOGITS", 100)
+        chunked = torch.cat(compressor(**inputs).tokens)
+    assert not torch.equal(chunked, whole)  # other sums, so other last bits: there were chunks
+    assert relative_error(chunked, whole) < EXACT

@@ -172,3 +172,14 @@ def test_gathered_windows_hold_the_right_patches(num_frames: list[int], t: int, 
             group += 1
         first += frames
     assert group == sum(plan.counts) == len(plan.video)
+
+
+@pytest.mark.parametrize("num_frames", [[8, 4], [5, 3, 1]])
+@pytest.mark.parametrize("window", [(4, 3, 3), (2, 4, 2), (1, 1, 1), (9, 9, 9)])
+def test_sums_of_windows_are_those_of_copied_windows(num_frames: list[int], window: ops.Window) -> None:
+    plan = ops.time_plan(num_frames, window[0])
+    x = torch.randn(sum(num_frames), 6, 5, 7, dtype=torch.float64)
+    copied = ops.gather_windows(x, plan, window)
+    weights = torch.randn(copied.shape[:-1], dtype=torch.float64)
+    expected = torch.einsum("gabthw,gabthwd->gabd", weights, copied)
+    torch.testing.assert_close(ops.sum_windows(x, weights, plan, window), expected)

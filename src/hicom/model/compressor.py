@@ -17,6 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -35,6 +36,7 @@ from .ops import (
     resample_to_groups,
     sinusoidal_positions,
     sinusoidal_table,
+    sum_windows,
     time_plan,
     token_count,
 )
@@ -57,6 +59,8 @@ Compression = Literal["conditional", "unguided", "off"]
 """Compress by instruction; compress without one; or only project every patch (both in stage `align`)."""
 
 NORM_EPS = 1e-6
+MAX_LOGITS = 2**24
+"""Logits of the global branch that are in memory at once where nothing needs them all."""
 
 
 @dataclass
@@ -326,13 +330,12 @@ class LocalCompressor(nn.Module):
             logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)
         shape = logits.shape
         flat = at_least_float32(logits.flatten(3))
-        attention = flat.softmax(-1).to(values.dtype)
-        values = rearrange(gather_windows(values, plan, window), "g a b t h w d -> g a b (t h w) d")
-        tokens = (attention[..., None, :] @ values).squeeze(-2)
+        attention = flat.softmax(-1).to(values.dtype).view(shape)
+        tokens = sum_windows(values, attention, plan, window)
         if self.evidence is not None:
             num_frames = shape[3] if plan.mask is None else rearrange(plan.mask.sum(1), "g -> g 1 1")
             tokens = tokens + self.evidence(match_features(flat, num_frames * shape[4] * shape[5]))
-        return self.readout(tokens), attention.view(shape)
+        return self.readout(tokens), attention
 
     def guide(self, instruction: Instruction) -> Tensor:
         """Return the instruction's embedding as it meets the keys: at unit length under a logit scale."""
@@ -441,11 +444,13 @@ class GlobalCompressor(nn.Module):
         # A position is a sum of three tables, so its logits are too: no key of patch plus position is ever stored.
         axes = ((num_frames, start), (height, 0), (width, 0))
         t, h, w = (rows @ sinusoidal_table(length, dim, first).to(rows).mT for length, first in axes)
-        return logits + t[..., :, None, None] + h[..., None, :, None] + w[..., None, None, :]
+        # In place: there is no larger tensor in the whole compressor.
+        return logits.add_(t[..., :, None, None]).add_(h[..., None, :, None]).add_(w[..., None, None, :])
 
     def context(self, weights_VMTHW: Tensor, x_VTHWD: Tensor, start: int) -> Tensor:
         """Return `float[V, M, D]`: features (in the release with positions) summed under `weights`."""
         num_frames, height, width, dim = x_VTHWD.shape[1:]
+        weights_VMTHW = weights_VMTHW.to(x_VTHWD.dtype)
         context = weights_VMTHW.flatten(2) @ rearrange(x_VTHWD, "v t h w d -> v (t h w) d")
         if self.dialect == "release":
             context = context + weights_VMTHW.sum((3, 4)) @ sinusoidal_table(num_frames, dim, start).to(context)
@@ -462,22 +467,40 @@ class GlobalCompressor(nn.Module):
         return self.readout(x)
 
     def forward(
-        self, values_FHWD: Tensor, num_frames: Sequence[int], instruction: Instruction, compression: Compression
-    ) -> tuple[Tensor, Tensor]:
-        """Return tokens `float[V, N, C]` and attention `float[V, heads * N, T, H, W]`, zero beyond a video's end."""
+        self,
+        values_FHWD: Tensor,
+        num_frames: Sequence[int],
+        instruction: Instruction,
+        compression: Compression,
+        return_attention: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return tokens `float[V, N, C]`; on request attention `float[V, M, T, H, W]`, zero beyond a video's end."""
         query = self.queries(instruction, len(num_frames), compression)
         x = pad_videos(values_FHWD, num_frames)
-        logits = self.logits(query, x, 0)
-        if min(num_frames) < max(num_frames):
-            real = real_frames(num_frames, x.device)
-            logits = logits.masked_fill(~rearrange(real, "v t -> v 1 t 1 1"), -math.inf)
+        real = real_frames(num_frames, x.device) if min(num_frames) < max(num_frames) else None
+        num_patches = torch.tensor(num_frames)[:, None] * x.shape[2] * x.shape[3]
+        match: Tensor | None = None
+        num_logits = math.prod(x.shape[:-1]) * self.num_tokens * self.attention.num_heads
+        if num_logits > MAX_LOGITS and not return_attention and not torch.is_grad_enabled():
+            # Nothing needs all logits at once: the sums of a softmax can be taken chunk by chunk.
+            attended, size = RunningSoftmax(), max(1, x.shape[1] * MAX_LOGITS // num_logits)
+            for first in range(0, x.shape[1], size):
+                part = slice(first, first + size)
+                logits = self.masked_logits(query, x[:, part], first, None if real is None else real[:, part])
+                attended.add(logits, partial(self.context, x_VTHWD=x[:, part], start=first))
+            context, match = attended.read(num_patches.to(x.device))
+            return self.read(query, context.to(query.dtype), match), None
+        logits = self.masked_logits(query, x, 0, real)
         flat = at_least_float32(logits.flatten(2))
         attention = flat.softmax(-1).to(x.dtype).view(logits.shape)
-        match = None
         if self.evidence is not None:
-            num_patches = torch.tensor(num_frames)[:, None] * x.shape[2] * x.shape[3]
             match = match_features(flat, num_patches)
-        return self.read(query, self.context(attention, x, 0), match), attention
+        return self.read(query, self.context(attention, x, 0), match), attention if return_attention else None
+
+    def masked_logits(self, query_VND: Tensor, x_VTHWD: Tensor, start: int, real_VT: Tensor | None) -> Tensor:
+        """Return `logits` that are -inf on frames that a video does not have; `real_VT` None: it has all."""
+        logits = self.logits(query_VND, x_VTHWD, start)
+        return logits if real_VT is None else logits.masked_fill_(~rearrange(real_VT, "v t -> v 1 t 1 1"), -math.inf)
 
 
 class HybridCompressor(nn.Module):
@@ -725,14 +748,14 @@ class HybridCompressor(nn.Module):
                 maps = attention.split(plan.counts)
                 local_attention = tuple(x[:, :, :, :length] for x, length in zip(maps, lengths, strict=True))
         if self.global_ is not None:
-            tokens_VNC, attention = self.global_(values, num_frames, guide, compression)
+            tokens_VNC, weights = self.global_(values, num_frames, guide, compression, return_attention)
             for part, tokens in zip(parts, tokens_VNC, strict=True):
                 part.append(tokens)
-            if return_attention:
+            if weights is not None:
                 heads = self.global_.attention.num_heads
                 global_attention = tuple(
                     rearrange(x[:, :frames], "(m n) t h w -> m n t h w", m=heads)
-                    for x, frames in zip(attention, num_frames, strict=True)
+                    for x, frames in zip(weights, num_frames, strict=True)
                 )
         if self.pointers is not None:
             looked_for = self.pointer_instruction(guide, compression)
@@ -828,7 +851,7 @@ class RunningSoftmax:
         maximum = logits.amax((2, 3, 4))
         if self.maximum is not None:
             maximum = torch.maximum(maximum, self.maximum)
-        weights = (logits - maximum[..., None, None, None]).exp()
+        weights = (logits - maximum[..., None, None, None]).exp_()
         total = weights.sum((2, 3, 4))
         context = at_least_float32(sum_under(weights))
         if self.maximum is not None and self.total is not None and self.context is not None:
@@ -838,12 +861,17 @@ class RunningSoftmax:
         self.maximum, self.total, self.context = maximum, total, context
         self.num_patches += logits[0, 0].numel()
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Return the average `float[V, M, D]` and the rows' `match_features`, `float[V, M, 2]`."""
+    def read(self, num_patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the average `float[V, M, D]` and the rows' `match_features`, `float[V, M, 2]`.
+
+        Args:
+            num_patches: `int[V, 1]`, patches of every video where some logits were -inf; None: as many as logits came.
+        """
         assert self.maximum is not None
         assert self.total is not None
         assert self.context is not None
-        log_mean_exp = self.maximum + self.total.log() - math.log(self.num_patches)
+        log_count = math.log(self.num_patches) if num_patches is None else num_patches.to(self.total).log()
+        log_mean_exp = self.maximum + self.total.log() - log_count
         return self.context / self.total[..., None], torch.stack([self.maximum, log_mean_exp], -1)
 
 
@@ -975,7 +1003,7 @@ class CompressorStream:
         if self.query is None:
             self.query = branch.queries(self.instruction, 1, self.compression)
         logits = branch.logits(self.query, values[None], self.seen)
-        self.attended.add(logits, lambda weights: branch.context(weights.to(values.dtype), values[None], self.seen))
+        self.attended.add(logits, partial(branch.context, x_VTHWD=values[None], start=self.seen))
 
     def _point(self, pointers: MatchPointers, values: Tensor, keys: Tensor) -> None:
         assert self.num_frames is not None

@@ -282,6 +282,38 @@ def gather_windows(x: Tensor, plan: TimePlan, window: Window) -> Tensor:
     ]
 
 
+def sum_windows(x: Tensor, weights: Tensor, plan: TimePlan, window: Window) -> Tensor:
+    """Sum the features of every window under its weights.
+
+    No window is copied where windows divide the axes: one matrix product takes a strip of `h` rows of a frame, and the
+    weights of a window are zero outside of its columns. That is `W / w` times the multiplications of a copied window,
+    which are few beside reading the features once.
+
+    Args:
+        x: `float[F, H, W, D]`.
+        weights: `float[G, H / h, W / w, t, h, w]`.
+        plan: time groups of the frames.
+        window: (T, H, W).
+
+    Returns:
+        `float[G, H / h, W / w, D]`.
+    """
+    height, width = x.shape[1:3]
+    groups, a, b, t, h, w = weights.shape
+    if plan.is_view and height % h == 0:
+        strips = rearrange(x, "(g t) (a h) w d -> (g t a) (h w) d", t=t, h=h)
+    else:
+        rows = group_index(height, window[1]).to(x.device)
+        strips = x[rearrange(plan.index, "g t -> g t 1 1"), rows]
+        strips = rearrange(strips, "g t a h w d -> (g t a) (h w) d")
+    columns = group_index(width, window[2]).to(x.device)
+    columns = rearrange(columns, "b w -> 1 1 1 b 1 w").expand(groups, t, a, b, h, w)
+    spread = weights.new_zeros(groups, t, a, b, h, width)
+    spread = spread.scatter(-1, columns, rearrange(weights, "g a b t h w -> g t a b h w"))
+    sums = rearrange(spread, "g t a b h w -> (g t a) b (h w)") @ strips
+    return rearrange(sums, "(g t a) b d -> g t a b d", t=t, a=a).sum(1)
+
+
 def mean_of_groups(x: Tensor, plan: TimePlan, window: Window) -> Tensor:
     """Average packed frames over every window (the paper's pooled query).
 
