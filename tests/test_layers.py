@@ -19,6 +19,7 @@ LEVELS = {
     "encoding": 3,
     "inference": 4,
     "look": 5,
+    "bench": 5,
     "train": 6,
     "eval": 6,
     "serve": 6,

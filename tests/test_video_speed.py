@@ -333,7 +333,7 @@ def test_damaged_key_frames_are_passed_over(tmp_path: Path) -> None:
 
     whole = write_video(tmp_path / "whole.mkv", 60, codec_options={**CLOSED_GOP, "bf": "0"})
     path = remux(whole, tmp_path / "clip.mkv", spoil)
-    for num in (1, 3):
+    for num in (1, 2):
         with processors(num), pytest.warns(VideoWarning, match="damaged: 5. of 60 frames decode"):
             clip = read_frames(path, timestamps_s=[1.0, 1.1, 0.3], snap="keyframe")
         assert read_numbers(clip.frames) == [20, 40, 10]

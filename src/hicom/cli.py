@@ -416,6 +416,89 @@ def world_preview(
     print(out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How `hicom bench` measures."""
+
+    repeats: int = 3
+    """times that count; medians are reported"""
+    threads: Number = None
+    """CPU threads; by default torch's choice"""
+    device: Text = None
+    """for example cpu or cuda:0; by default a GPU where there is one"""
+    dtype: DType = None
+    """precision; by default bfloat16 on a GPU and float32 on a CPU"""
+    max_s: float = 20.0
+    """a part that would take longer is measured on fewer frames or tokens, and scaled"""
+    film: Annotated[Path | None, arg(metavar="VIDEO", help_behavior_hint="")] = None
+    """what is decoded; by default a made film of 640 x 360 pixels"""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """also write dated JSON and Markdown into this folder"""
+    json_file: Annotated[Path | None, arg(name="json", metavar="FILE", help_behavior_hint="")] = None
+    """also write JSON to this file"""
+
+
+def bench(
+    *,
+    model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
+    shape: Annotated[Literal["7b", "1.5b", "0.5b"] | None, arg(help_behavior_hint="")] = None,
+    num_frames: Annotated[tuple[int, ...], arg(metavar="N ...")] = (8, 32, 64),
+    columns: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")] = None,
+    compressor_only: bool = False,
+    batch_sizes: Annotated[tuple[int, ...], arg(metavar="N ...")] = (1, 4),
+    options: OmitArgPrefixes[BenchOptions] = BenchOptions(),
+) -> None:
+    """Measure what each part costs, beside other compressors and the least that it could cost.
+
+    Args:
+        model: a checkpoint folder, a hub id, or the name of an embedded model; by default hicom-tiny.
+        shape: random weights at a published size in place of a model: SigLIP-so400m and Qwen2.5 of this size.
+        num_frames: numbers of frames.
+        columns: compressors beside ours: plain, no_compression, llava_video, spatial_pool, qformer, perceiver; by
+            default all, and plain with --compressor-only.
+        compressor_only: forward and backward of compressors alone, at a published size.
+        batch_sizes: videos in a batch, with --compressor-only.
+        options: how it is measured.
+    """
+    if model is not None and shape is not None:
+        raise ValueError(f"--model {model} and --shape {shape} both say what to measure; give one")
+    if compressor_only and model is not None:
+        raise ValueError(f"--compressor-only measures random weights: give --shape in place of --model {model}")
+    for name, values in (
+        ("--num-frames", num_frames),
+        ("--batch-sizes", batch_sizes),
+        ("--repeats", [options.repeats]),
+    ):
+        if not values or min(values) < 1:
+            raise ValueError(f"{name} {' '.join(map(str, values))}: give positive numbers")
+    from hicom.bench.command import Settings, run_bench
+    from hicom.bench.report import document, write
+    from hicom.train.run import git_commit, hardware
+
+    quiet_transformers()
+    settings = Settings(
+        model=model or "hicom-tiny",
+        shape="7b" if compressor_only and shape is None else shape,
+        num_frames=num_frames,
+        columns=columns,
+        compressor_only=compressor_only,
+        batch_sizes=batch_sizes,
+        repeats=options.repeats,
+        threads=options.threads,
+        device=options.device,
+        dtype=options.dtype,
+        max_s=options.max_s,
+        film=options.film,
+    )
+    facts = run_bench(settings, lambda text: print(text, file=sys.stderr))
+    facts |= {"commit": git_commit(), "hardware": facts["hardware"] | hardware()}
+    print(document(facts), end="")
+    if options.json_file is not None:
+        options.json_file.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    if options.out is not None:
+        print(f"written: {write(facts, options.out)}", file=sys.stderr)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "ask": ask,
     "chat": chat,
@@ -424,6 +507,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "train": train,
     "world": world,
+    "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.
 PARSE_THEMSELVES = {"train", "world"}
