@@ -54,7 +54,7 @@ from hicom.recipes import COMPRESSOR, IDLE, INJECTION, pretrain, tune
 from hicom.train import DataConfig, Parts, StageConfig, TrainConfig, run
 from hicom.train.assemble import assemble
 from hicom.train.config import OptimizerName, Rates
-from hicom.train.run import git_commit, hardware
+from hicom.train.run import git_commit, hardware, short_commit
 
 logger = logging.getLogger("ablations")
 
@@ -952,7 +952,7 @@ def raw_results(jobs: Sequence[Job]) -> dict[str, Any]:
     for job in jobs:
         stages = {
             stage.config.name: {
-                "folder": str(stage.folder),
+                "folder": stage.folder.name,
                 **{key: stage.stamp.get(key) for key in ("status", "commit", "wall_s", "loss", "samples")},
                 "steps": stage.config.steps,
             }
@@ -982,12 +982,6 @@ def raw_results(jobs: Sequence[Job]) -> dict[str, Any]:
                 },
             }
     return rows
-
-
-def short(commit: str | None) -> str:
-    """Return the first digits of a commit, with its mark where the tree had changes."""
-    digits, dash, mark = str(commit).partition("-")
-    return digits[:12] + dash + mark
 
 
 def chance_line(jobs: Sequence[Job]) -> str:
@@ -1033,7 +1027,7 @@ def write_report(jobs: Sequence[Job], results: Path) -> None:
         report = Report(list(TABLES.values()), answers)
         rows = raw_results(jobs)
         done = sum(job.is_done for job in jobs)
-        commits = sorted({short(t["commit"]) for r in rows.values() for s in r["seeds"].values()
+        commits = sorted({short_commit(t["commit"]) for r in rows.values() for s in r["seeds"].values()
                           for t in s["tests"].values()})  # fmt: skip
         facts = {
             "date": time.strftime("%Y-%m-%d"),

@@ -24,7 +24,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from hicom.train.run import git_commit, hardware
+from hicom.train.run import git_commit, hardware, short_commit
 from hicom.video import probe, read_frames, uniform_indices
 
 ROOT = Path(__file__).parents[1]
@@ -220,9 +220,8 @@ def page(results: dict[str, Any]) -> str:
         parts += ["", f"{video['checked_frames']} {text}.", ""]
     machine = results["hardware"]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    commit, dash, dirty = str(results["commit"]).partition("-")
     parts.append(
-        f"{results['date']}, {machine['machine']}, {machine['cpus']} CPUs, commit `{commit[:12]}{dash}{dirty}`, "
+        f"{results['date']}, {machine['machine']}, {machine['cpus']} CPUs, commit `{short_commit(results['commit'])}`, "
         f"{versions}. One run, the readers in turn; `benchmarks/decode.py` makes this page."
     )
     return "\n".join(parts)

@@ -23,6 +23,7 @@ from world_accuracy import table
 from hicom.model.convert import tensor_shapes
 from hicom.recipes import tiny_parts
 from hicom.train.assemble import assemble
+from hicom.train.run import short_commit
 from hicom.world.questions import FAMILIES
 from hicom.world.render import iter_frames, write_video
 from hicom.world.scenes import WorldConfig, clip_seed, make_scene
@@ -83,7 +84,6 @@ COUNTS = {
 def results_text(results: dict[str, Any]) -> str:
     """Return the measured results as Markdown."""
     hardware = results["hardware"]
-    commit, dash, dirty = str(results["commit"]).partition("-")
     return "\n".join(
         [
             f"Greedy answers on the {results['split']} split, {results['num_frames']} frames a clip, window "
@@ -93,7 +93,7 @@ def results_text(results: dict[str, Any]) -> str:
             table(results),
             "",
             f"{results['date']}, {hardware['machine']}, {hardware['threads']} CPU threads, commit "
-            f"{commit[:12]}{dash}{dirty}, {results['seconds_per_question'] * 1000:.0f} ms a question in batches "
+            f"{short_commit(results['commit'])}, {results['seconds_per_question'] * 1000:.0f} ms a question in batches "
             "of 100 from kept features.",
         ]
     )

@@ -86,7 +86,7 @@ def main(
     if case is not None:
         print(json.dumps(measure(film, model, num_frames[0], case, threads)))
         return
-    from hicom.train.run import git_commit, hardware
+    from hicom.train.run import git_commit, hardware, short_commit
 
     results: list[dict[str, float | str]] = []
     for keep in (KEPT, NOT_KEPT):
@@ -114,7 +114,7 @@ def main(
     )
     foot = (
         f"{facts['film']}, {model}, {threads} threads on {machine['machine']}, {facts['date']}, commit "
-        f"{str(facts['commit'])[:12]}."
+        f"{short_commit(str(facts['commit']))}."
     )
     out.with_suffix(".md").write_text(f"{head}\n{table(results)}\n\n{foot}\n", "utf-8")
 

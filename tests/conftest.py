@@ -8,9 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WOR
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+
+import hicom.video
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +22,13 @@ def seed() -> None:
     """Make every test start from the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forbid the way out of decoding a whole video, so that it cannot cover up a fault of the fast ways."""
+
+    def refuse(clip: Any) -> None:
+        raise AssertionError("the packets should have been enough to find the frames")
+
+    monkeypatch.setattr(hicom.video._Video, "_scan", refuse)

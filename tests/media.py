@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,27 @@ def remux(source: Path, target: Path, change: Callable[[Any], Iterable[Any]]) ->
                     changed.stream = stream
                     writer.mux(changed)
     return target
+
+
+def video_maker(
+    folder: Path, structures: Mapping[str, tuple[str, Mapping[str, Any]]], num_frames: int
+) -> Callable[[str], Path]:
+    """Return a function that writes a video by name when it is first asked for.
+
+    Args:
+        folder: where it is written.
+        structures: suffix of the file and options of `write_video`, by name.
+        num_frames: of every video.
+    """
+
+    def video(name: str) -> Path:
+        suffix, options = structures[name]
+        path = folder / f"{name}.{suffix}"
+        if not path.exists():
+            write_video(path, num_frames, **options)
+        return path
+
+    return video
 
 
 def big_buck_bunny(folder: Path) -> Path | None:

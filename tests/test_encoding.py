@@ -139,17 +139,29 @@ def test_damaged_frames_start_it_anew(tmp_path: Path, clip: Path) -> None:
 
 
 def test_decoding_and_encoding_overlap(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each takes a while; together they take little more than the slower one, and the timings add up to the whole."""
+    """While the vision tower is at the first chunk, the second one is read; the timings add up to the whole."""
     chat = make_chat()
-    pause = 0.05
     prepare, encode = chat.processor.pixel_values, chat.model.encode_frames
-    monkeypatch.setattr(chat.processor, "pixel_values", lambda x: (time.sleep(pause), prepare(x))[1])
-    monkeypatch.setattr(chat.model, "encode_frames", lambda x: (time.sleep(pause), encode(x))[1])
+    prepared: list[int] = []
+    second = threading.Event()
+
+    def noted(frames: np.ndarray) -> torch.Tensor:
+        prepared.append(threading.get_ident())
+        if len(prepared) == 2:
+            second.set()
+        return prepare(frames)
+
+    def waiting(pixels: torch.Tensor) -> Any:
+        assert second.wait(10), "nothing is read while the vision tower is at work"
+        return encode(pixels)
+
+    monkeypatch.setattr(chat.processor, "pixel_values", noted)
+    monkeypatch.setattr(chat.model, "encode_frames", waiting)
     start = time.perf_counter()
     video = chat.encode(clip, num_frames=40)
-    wall = time.perf_counter() - start
-    assert wall < 1.6 * 10 * pause + 0.3
-    assert sum(video.timings.values()) == pytest.approx(wall, abs=0.2)
+    assert sum(video.timings.values()) == pytest.approx(time.perf_counter() - start, abs=0.2)
+    assert len(prepared) == 10
+    assert threading.get_ident() not in prepared
 
 
 def test_an_error_while_encoding_leaves_no_thread(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

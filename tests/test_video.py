@@ -30,6 +30,7 @@ from media import (
     read_numbers,
     remux,
     truncate,
+    video_maker,
     write_audio,
     write_cover,
     write_empty,
@@ -72,24 +73,7 @@ NUM_FRAMES = 120
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("videos")
 
-    def video(name: str) -> Path:
-        suffix, options = (STRUCTURES | OPAQUE)[name]
-        path = folder / f"{name}.{suffix}"
-        if not path.exists():
-            write_video(path, NUM_FRAMES, **options)
-        return path
-
-    return video
-
-
-@pytest.fixture
-def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forbid the way out of decoding everything, so that it cannot cover up a fault of the fast way."""
-
-    def refuse(clip: Any) -> None:
-        raise AssertionError("the packets should have been enough to find the frames")
-
-    monkeypatch.setattr(hicom.video._Video, "_scan", refuse)
+    return video_maker(folder, STRUCTURES | OPAQUE, NUM_FRAMES)
 
 
 @pytest.fixture

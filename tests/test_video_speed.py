@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import hicom.video
 from hicom.video import VideoError, VideoFrames, VideoWarning, open_frames, read_frames, uniform_indices
-from media import damage, number_frame, read_numbers, remux, write_video
+from media import damage, number_frame, read_numbers, remux, video_maker, write_video
 
 OPEN_GOP = {"x264-params": "keyint=10:bframes=3:open-gop=1:b-adapt=0:scenecut=0", "preset": "veryfast"}
 CLOSED_GOP = {"g": "10", "bf": "2", "sc_threshold": "0", "preset": "veryfast"}
@@ -43,24 +43,7 @@ NUM_FRAMES = 120
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("videos")
 
-    def video(name: str) -> Path:
-        suffix, options = STRUCTURES[name]
-        path = folder / f"{name}.{suffix}"
-        if not path.exists():
-            write_video(path, NUM_FRAMES, **options)
-        return path
-
-    return video
-
-
-@pytest.fixture
-def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forbid the way out of decoding everything, so that it cannot cover up what the threads did wrong."""
-
-    def refuse(clip: Any) -> None:
-        raise AssertionError("the packets should have been enough to find the frames")
-
-    monkeypatch.setattr(hicom.video._Video, "_scan", refuse)
+    return video_maker(folder, STRUCTURES, NUM_FRAMES)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -238,7 +238,7 @@ class LiveVideo:
         features = None
         if self._values is not None and self._keys is not None:
             features = VisionFeatures(self._values.read(), self._keys.read() if self._keys.size else None)
-        with timed(self.timings, "compressor", self.model.device) if self._streams else _nothing():
+        with timed(self.timings, "compressor", self.model.device) if self._streams else nullcontext():
             tokens = {steering: stream.peek() for steering, stream in self._streams.items()}
         assert self._summary is not None
         grid = self.model.config.grid_size
@@ -494,8 +494,3 @@ def timed(timings: dict[str, float], part: str, device: torch.device | None = No
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     timings[part] = timings.get(part, 0.0) + time.perf_counter() - start
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

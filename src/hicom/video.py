@@ -197,9 +197,10 @@ def read_frames(
     Warns:
         VideoWarning: the video is truncated or damaged (frames are chosen from what decodes), or shorter than `end_s`.
     """
-    name = _name(source)
-    choice = _Choice(
-        name=name,
+    reader = open_frames(
+        source,
+        size=size,
+        source_fps=source_fps,
         num_frames=num_frames,
         fps=fps,
         timestamps_s=timestamps_s,
@@ -208,23 +209,18 @@ def read_frames(
         max_frames=max_frames,
         snap=snap,
     )
-    if size is not None:
-        _check_count(name, "size", size)
-    clip = _open_clip(source, source_fps)
-    try:
-        result = _read(clip, choice.indices(clip), size)
-    except _ChooseAgain:
-        result = _read(clip, choice.indices(clip), size)
-    _warn(clip.info, end_s)
-    return result
+    return reader.read()
 
 
-def open_frames(source: Source | VideoFrames, *, size: int | None = None, **choice: Any) -> FrameReader:
+def open_frames(
+    source: Source | VideoFrames, *, size: int | None = None, source_fps: float = 25.0, **choice: Any
+) -> FrameReader:
     """Open a video to read its chosen frames in chunks, for videos whose chosen frames do not fit into memory.
 
     Args:
         source: see `read_frames`; or frames that it has read, which all come as they are.
         size: see `read_frames`.
+        source_fps: see `read_frames`.
         **choice: further arguments of `read_frames`.
 
     Raises:
@@ -232,12 +228,10 @@ def open_frames(source: Source | VideoFrames, *, size: int | None = None, **choi
     """
     if isinstance(source, VideoFrames):
         return FrameReader(_Given(source), None, None)
-    name, source_fps = _name(source), choice.pop("source_fps", 25.0)
-    names = {each.name for each in fields(_Choice)} - {"name", "snap"}
-    if unknown := set(choice) - names - {"snap"}:
+    name = _name(source)
+    if unknown := set(choice) - {each.name for each in fields(_Choice)}:
         raise VideoError(f"{name}: there is no choice of frames by {', '.join(sorted(unknown))}")
-    arguments: dict[str, Any] = {**dict.fromkeys(names), **choice}
-    chosen = _Choice(name=name, **arguments)
+    chosen = _Choice(name=name, **choice)
     if size is not None:
         _check_count(name, "size", size)
     return FrameReader(_open_clip(source, source_fps), chosen, size)
@@ -262,6 +256,16 @@ class FrameReader:
         self._indices = [*range(len(times_s))] if self._choice is None else self._choice.indices(clip)
         self.timestamps_s = times_s[self._indices]
 
+    def read(self) -> VideoFrames:
+        """Return all chosen frames; see `read_frames`."""
+        try:
+            result = _read(self._clip, self._indices, self._size)
+        except _ChooseAgain:
+            self._choose()
+            result = _read(self._clip, self._indices, self._size)
+        self._warn(stacklevel=4)  # of who called `read_frames`
+        return result
+
     def chunks(self, num_frames: int) -> Iterator[Pixels]:
         """Yield the chosen frames in order, `uint8[t, H, W, 3]` with `num_frames` of them; fewer in the last chunk.
 
@@ -284,8 +288,16 @@ class FrameReader:
         except _ChooseAgain:
             self._choose()
             raise FramesChanged from None
-        end_s = None if self._choice is None else self._choice.end_s
-        _warn(self.info, end_s)
+        self._warn(stacklevel=3)
+
+    def _warn(self, stacklevel: int) -> None:
+        # A look at the clip, not at what it was when frames were chosen: reading may have found damage.
+        info, end_s = self._clip.info, None if self._choice is None else self._choice.end_s
+        if info.damage:
+            warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel)
+        if end_s is not None and end_s > info.duration_s:
+            text = f"{info.name}: end_s={end_s:g} is past the end; reading to the end at {info.duration_s:g} s"
+            warnings.warn(text, VideoWarning, stacklevel)
 
 
 class _Given:
@@ -300,14 +312,6 @@ class _Given:
         yield from ((index, self._frames[index]) for index in indices)
 
 
-def _warn(info: VideoInfo, end_s: float | None) -> None:
-    if info.damage:
-        warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel=3)
-    if end_s is not None and end_s > info.duration_s:
-        text = f"{info.name}: end_s={end_s:g} is past the end; reading to the end at {info.duration_s:g} s"
-        warnings.warn(text, VideoWarning, stacklevel=3)
-
-
 # What to read: the choice of frames
 
 
@@ -316,12 +320,12 @@ class _Choice:
     """The arguments of `read_frames` that say which frames, checked."""
 
     name: str
-    num_frames: int | None
-    fps: float | None
-    timestamps_s: Sequence[float] | None
-    start_s: float | None
-    end_s: float | None
-    max_frames: int | None
+    num_frames: int | None = None
+    fps: float | None = None
+    timestamps_s: Sequence[float] | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    max_frames: int | None = None
     snap: Snap = "exact"
 
     def __post_init__(self) -> None:

@@ -181,6 +181,12 @@ def git_commit() -> str | None:
     return found.stdout.strip()
 
 
+def short_commit(commit: str | None) -> str:
+    """Return the first digits of a commit, with its mark where the tree had changes."""
+    digits, dash, mark = str(commit).partition("-")
+    return digits[:12] + dash + mark
+
+
 def hardware() -> dict[str, Any]:
     """Return what the run runs on."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
