@@ -219,7 +219,7 @@ FAULTS = [
     Fault(
         "an error while streaming is swallowed",
         INFERENCE,
-        "        if errors:\n            raise errors[0]\n",
+        "        generation.result()\n",
         "",
         "tests/test_inference.py::test_error_in_the_generation_thread_reaches_the_caller",
     ),
@@ -467,6 +467,13 @@ FAULTS = [
         "option = self._any_noun() if is_noun else self.pick(question.options)",
         "option = self.pick(question.options)",
         "tests/world/test_questions.py::test_options_do_not_tell_which_is_right",
+    ),
+    Fault(
+        "a closed stream generates on",
+        INFERENCE,
+        "            closed.set()\n            wait([generation])\n",
+        "            pass\n",
+        "tests/test_inference.py::test_a_closed_stream_stops_generating",
     ),
 ]
 

@@ -1,5 +1,7 @@
 """Every fault of `faults.py` is noticed: the tests can fail."""
 
+import re
+
 import pytest
 
 import faults
@@ -10,3 +12,13 @@ import faults
 def test_fault_is_noticed(fault: faults.Fault) -> None:
     noticed, message = faults.run(fault)
     assert noticed, f"{fault.test} does not notice that {fault.what}; it said: {message}"
+
+
+def test_every_fault_finds_its_text_and_its_test() -> None:
+    """So that a change of the code meets this in seconds, not in the slow run."""
+    for fault in faults.FAULTS:
+        assert fault.old in (faults.ROOT / "src" / fault.path).read_text(encoding="utf-8"), fault.what
+        for test in fault.test.split(" or "):
+            path, *names = re.sub(r"\[.*", "", test).split("::")
+            text = (faults.ROOT / path).read_text(encoding="utf-8")
+            assert all(re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE) for name in names), fault.what

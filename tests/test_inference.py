@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import MaxLengthCriteria
 
 import tiny
 from hicom import VideoChat
 from hicom.encoding import EncodedVideo
-from hicom.inference import Answer
+from hicom.inference import Answer, writers
 from hicom.model.processing import InstructionWarning
 
 QUESTIONS = ["which object moves left ?", "is there a dog in the video ?", "how many red ?"]
@@ -49,6 +54,50 @@ def test_streamed_pieces_make_the_answer(chat: VideoChat, video: EncodedVideo) -
     pieces = list(chat.stream(video, QUESTIONS[0], max_new_tokens=12))
     assert len(pieces) > 1
     assert "".join(pieces) == chat.ask(video, QUESTIONS[0], max_new_tokens=12)
+
+
+def test_threads_of_streams_are_kept(chat: VideoChat, video: EncodedVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that end after matrix products hang others that are at them (MKL)."""
+    used: list[threading.Thread] = []
+    generate = chat.model.generate
+    monkeypatch.setattr(chat.model, "generate", lambda **x: (used.append(threading.current_thread()), generate(**x))[1])
+    for _ in range(3):
+        list(chat.stream(video, QUESTIONS[0], max_new_tokens=2))
+    assert len(used) == 3
+    assert threading.current_thread() not in used
+    assert all(thread.is_alive() for thread in used)
+
+
+def test_a_forked_process_has_writers_of_its_own() -> None:
+    assert writers().submit(os.getpid).result() == os.getpid()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as processes:
+        child, thread = processes.submit(_pids).result(timeout=30)
+    assert child == thread != os.getpid()
+
+
+def _pids() -> tuple[int, int]:
+    """Return the pid of this process, and that of its writer."""
+    return os.getpid(), writers().submit(os.getpid).result(timeout=10)
+
+
+def test_a_closed_stream_stops_generating(
+    chat: VideoChat, video: EncodedVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    generate = chat.model.generate
+    monkeypatch.setattr(chat.model, "generate", lambda **x: lengths.append(generate(**x).shape[1]))
+    stream = chat.stream(video, QUESTIONS[0], min_new_tokens=400, max_new_tokens=400)
+    next(stream)
+    assert not lengths
+    stream.close()
+    assert len(lengths) == 1, "it generates on"
+    assert lengths[0] < 400
+
+
+def test_own_stopping_criteria_stop_a_stream(chat: VideoChat, video: EncodedVideo) -> None:
+    short = "".join(chat.stream(video, QUESTIONS[0], max_new_tokens=12, stopping_criteria=[MaxLengthCriteria(3)]))
+    assert short == chat.ask(video, QUESTIONS[0], max_new_tokens=12, stopping_criteria=[MaxLengthCriteria(3)])
+    assert short != chat.ask(video, QUESTIONS[0], max_new_tokens=12)
 
 
 def test_encoder_runs_once_for_many_questions(chat: VideoChat) -> None:

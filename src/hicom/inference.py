@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from threading import Thread
+from threading import Event
 from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from .data.cache import FeatureCache
 from .data.domain import Domain, load_domain
@@ -301,7 +304,10 @@ class VideoChat:
         max_new_tokens: int = 256,
         **kwargs: Any,
     ) -> Iterator[str]:
-        """Yield the answer piece by piece; together the pieces are what `ask` returns. Arguments as in `ask`."""
+        """Yield the answer piece by piece; together the pieces are what `ask` returns. Arguments as in `ask`.
+
+        Closing the iterator stops the generation.
+        """
         conversation = [{"role": "user", "content": question}]
         yield from self._stream(
             conversation, video, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
@@ -450,36 +456,61 @@ class VideoChat:
         with torch.inference_mode():
             prompt = self._prompt([conversation], video, instruction, window, max_visual_tokens)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
-        errors: list[BaseException] = []
+        closed = Event()
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])
 
-        def work() -> None:
+        @torch.inference_mode()
+        def generate() -> None:
             try:
-                with torch.inference_mode():
-                    self.model.generate(
-                        inputs_embeds=prompt.inputs_embeds,
-                        attention_mask=prompt.attention_mask,
-                        streamer=streamer,
-                        **_sampling(kwargs),
-                    )
-            except BaseException as error:
-                # Raised again in the caller's thread, which waits for the streamer.
-                errors.append(error)
-                streamer.end()
+                self.model.generate(
+                    inputs_embeds=prompt.inputs_embeds,
+                    attention_mask=prompt.attention_mask,
+                    streamer=streamer,
+                    **_sampling(kwargs),
+                )
+            except BaseException:
+                streamer.end()  # the caller waits for it, then meets the error in `result`
+                raise
 
-        thread = Thread(target=work, daemon=True)
-        thread.start()
+        generation = writers().submit(generate)
         # `ask` strips white space around the answer, so pieces hold white space back until text follows it.
         started, held = False, ""
-        for piece in streamer:
-            piece = held + piece if started else piece.lstrip()
-            held = piece[len(piece.rstrip()) :]
-            piece = piece.rstrip()
-            if piece:
-                started = True
-                yield piece
-        thread.join()
-        if errors:
-            raise errors[0]
+        try:
+            for piece in streamer:
+                piece = held + piece if started else piece.lstrip()
+                held = piece[len(piece.rstrip()) :]
+                piece = piece.rstrip()
+                if piece:
+                    started = True
+                    yield piece
+        finally:
+            closed.set()
+            wait([generation])
+        generation.result()
+
+
+class _IsSet(StoppingCriteria):
+    """Stops when an event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+@cache
+def writers() -> ThreadPoolExecutor:
+    """Return the threads in which streamed answers are generated.
+
+    They are kept: where a thread that has multiplied matrices ends while another one multiplies, MKL (the CPU's BLAS of
+    most builds of torch) may hang both, in the clean-up of its buffers.
+    """
+    return ThreadPoolExecutor(thread_name_prefix="hicom-writer")
+
+
+# Threads do not survive a fork, so that a child needs its own.
+os.register_at_fork(after_in_child=writers.cache_clear)
 
 
 class Conversation:
