@@ -166,6 +166,12 @@ def test_a_run_ends_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert ("instruction encoder" in row["parts"]) == has_text
         assert len(row["parts"]) == 5 + has_text
         assert all(part["seconds"] > 0 for part in row["parts"].values())
+        # A further question finds frames and features there.
+        again = sum(
+            row["parts"][name]["seconds"] for name in ("instruction encoder", "compressor") if name in row["parts"]
+        )
+        once = sum(row["parts"][name]["seconds"] for name in ("decode", "vision encoder"))
+        assert row["further_share"] == pytest.approx(again / (again + once))
         assert all((part["distance"] is None) == (name == "decode") for name, part in row["parts"].items())
     # 5 x 5 patches: ours has windows of (2, 2, 2) and 3 tokens, LLaVA-Video 3 x 3 a frame.
     assert [row["num_visual_tokens"] for row in facts["rows"]] == [12, 12, 18, 21, 21, 36]
@@ -204,6 +210,10 @@ def test_memory_is_checked_before_any_work(monkeypatch: pytest.MonkeyPatch, caps
     error = capsys.readouterr().err
     assert "64 frames in batches of 4 of hicom, plain need about 6.9 GB, and 3.0 GB are free on cpu" in error
     assert "--num-frames 16 or --batch-sizes 1" in error
+    monkeypatch.setattr(command, "bench_compressor", lambda config, columns, sizes, *more, **options: [])
+    assert cli.main([*argv.split(), "--leave-out"]) == 0
+    assert "Would not fit into memory: 64 frames in batches of 4 (7 GB)." in capsys.readouterr().out
+    assert cli.main([*argv.replace("1 4", "4").split(), "--leave-out"]) == 2
     argv = "bench --shape 0.5b --num-frames 100000 --columns no_compression --device cpu --max-s 1e9"
     assert cli.main(argv.split()) == 2
     assert "--num-frames" in capsys.readouterr().err

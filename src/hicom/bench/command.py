@@ -14,7 +14,7 @@ import torch
 from ..inference import VideoChat, find_model
 from ..model.config import HIComConfig
 from .floor import measure_machine
-from .memory import check_memory, compressor_bytes, needed_bytes
+from .memory import check_memory, compressor_bytes, needed_bytes, split_by_memory
 from .run import Bench, bench_compressor
 from .shapes import COLUMNS, check_columns, loaded_subject, published_config, random_subject
 
@@ -39,6 +39,7 @@ class Settings:
         max_s: longest call, as it is expected.
         film: what is decoded.
         is_whole: build all layers of a published size; None: on a GPU only.
+        leave_out: leave out sizes that would not fit into memory, unless none fits.
     """
 
     model: str = "hicom-tiny"
@@ -54,6 +55,7 @@ class Settings:
     max_s: float = 20.0
     film: Path | None = None
     is_whole: bool | None = None
+    leave_out: bool = False
 
     @property
     def command(self) -> str:
@@ -67,6 +69,7 @@ class Settings:
         given = {"--threads": self.threads, "--device": self.device, "--dtype": self.dtype}
         for name, value in given.items():
             words += [name, str(value)] if value is not None else []
+        words += ["--leave-out"] if self.leave_out else []
         return shlex.join([*words, *(["--film", self.film.name] if self.film is not None else [])])
 
 
@@ -101,13 +104,15 @@ def run_bench(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         return needed_bytes(config, some, frames, dtype.itemsize, machine, settings.max_s, is_whole=is_whole)
 
     batch_sizes = settings.batch_sizes if settings.compressor_only else (1,)
-    check_memory(needs, columns, settings.num_frames, batch_sizes, device)
+    sizes = [(batch, frames) for batch in batch_sizes for frames in settings.num_frames]
+    fitting, left_out = split_by_memory(needs, columns, sizes, device)
+    if left_out and not (settings.leave_out and fitting):
+        check_memory(needs, columns, settings.num_frames, batch_sizes, device)
     if settings.compressor_only:
         rows = bench_compressor(
             config,
             columns,
-            settings.num_frames,
-            batch_sizes,
+            fitting,
             device,
             dtype,
             repeats=settings.repeats,
@@ -128,7 +133,7 @@ def run_bench(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
             machine=machine,
             film=settings.film,
         )
-        rows = bench.run(settings.num_frames, say)
+        rows = bench.run([frames for _, frames in fitting], say)
     machine = machine.better(measure_machine(device, dtype))
     for facts in (part for row in rows for part in (row["parts"].values() if "parts" in row else (row,))):
         machine.judge(facts)
@@ -144,6 +149,7 @@ def run_bench(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "machine": asdict(machine),
         "hardware": {"cpu": cpu_name()},
         "rows": rows,
+        "left_out": left_out,
     }
 
 

@@ -88,6 +88,24 @@ def compressor_bytes(
     return int(patches * (dim * (2 + copies) + wide) * itemsize)
 
 
+def split_by_memory(
+    needs: Callable[[Sequence[str], int, int], int],
+    columns: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    device: torch.device,
+) -> tuple[list[tuple[int, int]], list[dict[str, int]]]:
+    """Return the sizes (batch size, frames) that fit into memory, and for the others what they would need."""
+    free = free_memory(device)
+    fitting, left_out = [], []
+    for batch, frames in sizes:
+        needed = needs(columns, frames, batch)
+        if free is None or needed <= MEMORY_SHARE * free:
+            fitting.append((batch, frames))
+        else:
+            left_out.append({"batch_size": batch, "num_frames": frames, "needed_bytes": needed})
+    return fitting, left_out
+
+
 def check_memory(
     needs: Callable[[Sequence[str], int, int], int],
     columns: Sequence[str],

@@ -40,16 +40,17 @@ def part_tables(rows: Sequence[Mapping[str, Any]], *, has_gpu: bool) -> str:
                     notes.add(f"{part}: {found['note']}")
                 cells.append(mark + ratio(found["seconds"], own["seconds"]) if found and own else "none")
             first = ratio(row["first_token_s"], ours["first_token_s"])
+            further = f"{row['further_share']:.2%}"
             memory = ratio(row["peak_bytes"], ours["peak_bytes"])
             title = TITLES[row["column"]]
-            ratios.append([title, f"{row['num_visual_tokens']:,}", *cells, first, memory])
+            ratios.append([title, f"{row['num_visual_tokens']:,}", *cells, first, further, memory])
             counted = [row["parts"].get(part) for part in PARTS[1:]]
             distances.append([title, *("" if part is None else f"{part['distance']:.2g}" for part in counted)])
             milliseconds = [row["parts"].get(part, {}).get("seconds") for part in PARTS]
             times.append(
                 [title, *("" if s is None else f"{1e3 * s:.1f}" for s in (*milliseconds, row["first_token_s"]))]
             )
-        head = ["compressor", "visual tokens", *PARTS, "first token", "peak memory"]
+        head = ["compressor", "visual tokens", *PARTS, "first token", "further question", "peak memory"]
         texts.append(f"## {frames} frames\n\nRatios to ours (1).\n\n{markdown(head, ratios)}")
         texts.append(f"Times their floor.\n\n{markdown(['compressor', *PARTS[1:]], distances)}")
         if has_gpu:
@@ -88,8 +89,13 @@ def document(facts: Mapping[str, Any]) -> str:
         f"{facts['subject']}, {facts['dtype']}, n = {facts['repeats']}, medians, on {where} ({measured}); "
         f"{facts['date']}, commit {str(facts['commit'])[:12]}{'-dirty' if 'dirty' in str(facts['commit']) else ''}."
     )
+    sizes = (
+        f"{row['num_frames']} frames in batches of {row['batch_size']} ({row['needed_bytes'] / 1e9:.0f} GB)"
+        for row in facts["left_out"]
+    )
+    left_out = f"Would not fit into memory: {', '.join(sizes)}.\n\n" if facts["left_out"] else ""
     gpu = "" if has_gpu else "\n\nNo GPU was at hand: ratios only; `python benchmarks/gpu.py` makes the table of a GPU."
-    return f"{tables(facts['rows'], has_gpu=has_gpu)}\n\n{foot}{gpu}\n\nMade by `{facts['command']}`.\n"
+    return f"{tables(facts['rows'], has_gpu=has_gpu)}\n\n{left_out}{foot}{gpu}\n\nMade by `{facts['command']}`.\n"
 
 
 def write(facts: Mapping[str, Any], folder: Path) -> Path:

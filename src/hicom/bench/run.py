@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ USUAL_DISTANCE = 3.0
 PARTS = ("decode", "vision encoder", "instruction encoder", "compressor", "LLM prefill", "decode per token")
 FIRST_TOKEN = PARTS[1:5]
 """Parts between decoded frames and the first token of the answer."""
+BEFORE_LLM, FURTHER = PARTS[:4], PARTS[2:4]
+"""What the first question about a video costs before the LLM, and what of it a further question costs again."""
 
 
 @dataclass
@@ -246,7 +248,8 @@ class Bench:
                 "column": column,
                 "num_visual_tokens": tokens[column],
                 "parts": {name: dataclasses.asdict(part) for name, part in found.items()},
-                "first_token_s": sum(found[name].seconds for name in FIRST_TOKEN if name in found),
+                "further_share": _sum_s(found, FURTHER) / _sum_s(found, BEFORE_LLM),
+                "first_token_s": _sum_s(found, FIRST_TOKEN),
                 "peak_bytes": max(found[name].extra_bytes for name in FIRST_TOKEN if name in found),
             }
 
@@ -368,6 +371,10 @@ class Bench:
         return Part(length, "tokens", prepare, lambda n: cost(config, n, self.itemsize), layers, is_one_layer=is_one)
 
 
+def _sum_s(parts: Mapping[str, Result], names: Sequence[str]) -> float:
+    return sum(parts[name].seconds for name in names if name in parts)
+
+
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     """Return the layers of a SigLIP tower."""
     layers = next(module for name, module in tower.named_modules() if name.endswith("encoder.layers"))
@@ -385,8 +392,7 @@ def make_film(path: Path, num_frames: int) -> Path:
 def bench_compressor(
     config: HIComConfig,
     columns: tuple[str, ...],
-    num_frames: Sequence[int],
-    batch_sizes: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -405,38 +411,37 @@ def bench_compressor(
         local = HybridCompressor(dim=dim, out_dim=config.text_config.hidden_size, num_global_tokens=0)
         modules["local"] = local.to(device, dtype)
     rows = []
-    for batch in batch_sizes:
-        for frames in num_frames:
-            values = torch.randn(batch * frames, grid, grid, dim, device=device, dtype=dtype)
-            keys = torch.randn_like(values)
-            instruction = torch.randn(batch, dim, device=device, dtype=dtype)
-            lengths = [frames] * batch
+    for batch, frames in sizes:
+        values = torch.randn(batch * frames, grid, grid, dim, device=device, dtype=dtype)
+        keys = torch.randn_like(values)
+        instruction = torch.randn(batch, dim, device=device, dtype=dtype)
+        lengths = [frames] * batch
 
-            def forward(module: nn.Module, v: Tensor = values, k: Tensor = keys) -> tuple[Tensor, ...]:
-                return call_compressor(module, v, k, lengths, instruction)  # noqa: B023
+        def forward(module: nn.Module, v: Tensor = values, k: Tensor = keys) -> tuple[Tensor, ...]:
+            return call_compressor(module, v, k, lengths, instruction)  # noqa: B023
 
-            def both(module: nn.Module) -> None:
-                module.zero_grad()
-                torch.cat(forward(module)).square().mean().backward()
+        def both(module: nn.Module) -> None:
+            module.zero_grad()
+            torch.cat(forward(module)).square().mean().backward()
 
-            for name, call in (("forward", forward), ("forward+backward", both)):
-                say(f"compressor: batch {batch}, {frames} frames, {name}")
-                runs = {c: (lambda m=m, call=call: call(m)) for c, m in modules.items()}
-                measured = measure(runs, repeats, device, has_grad=call is both)
-                for column, found in measured.items():
-                    cost = branch_cost(config, column, batch, frames, itemsize)
-                    rows.append(
-                        {
-                            "batch_size": batch,
-                            "num_frames": frames,
-                            "column": column,
-                            "pass": name,
-                            "seconds": found.median_s,
-                            "extra_bytes": found.extra_bytes,
-                            "cost": dataclasses.asdict(cost) if call is forward else None,
-                            "times_s": found.times_s,
-                        }
-                    )
+        for name, call in (("forward", forward), ("forward+backward", both)):
+            say(f"compressor: batch {batch}, {frames} frames, {name}")
+            runs = {c: (lambda m=m, call=call: call(m)) for c, m in modules.items()}
+            measured = measure(runs, repeats, device, has_grad=call is both)
+            for column, found in measured.items():
+                cost = branch_cost(config, column, batch, frames, itemsize)
+                rows.append(
+                    {
+                        "batch_size": batch,
+                        "num_frames": frames,
+                        "column": column,
+                        "pass": name,
+                        "seconds": found.median_s,
+                        "extra_bytes": found.extra_bytes,
+                        "cost": dataclasses.asdict(cost) if call is forward else None,
+                        "times_s": found.times_s,
+                    }
+                )
     return rows
 
 
