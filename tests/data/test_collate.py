@@ -9,6 +9,7 @@ import torch
 
 from hicom.data.collate import Collator, GroupedSampler, SampleSet
 from hicom.data.features import cache_features, read_ahead
+from hicom.data.mixture import everything, read_sources
 from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
@@ -177,7 +178,7 @@ def test_an_unreadable_video_stops_or_is_left_out_by_name(
         store = cache_features(model, processor, videos, tmp_path / "cache", num_frames=4, on_bad_video="skip")
     assert "1 of 4 videos cannot be read" in caplog.text
     assert "2.mp4" in caplog.text
-    samples = SampleSet([records], store)
+    samples = SampleSet([everything(records)], store)
     assert [samples[i][1].metadata["id"] for i in range(len(samples))] == [0, 1, 3]
 
 
@@ -215,7 +216,7 @@ def test_loss_of_the_last_places_is_the_whole_loss(tmp_path: Path) -> None:
     parts = make_config(folder).parts
     assert parts is not None
     model, processor = assemble(parts)
-    samples = SampleSet([read_records(folder / "records.jsonl")])
+    samples = SampleSet(read_sources([folder / "records.jsonl"]))
     batch = Collator(processor=processor, num_frames=4)([samples[i] for i in range(3)])
     keep = batch.pop("logits_to_keep")
     whole, last = model(**batch), model(**batch, logits_to_keep=keep)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,36 +14,40 @@ from ..model.compressor import Compression
 from ..model.ops import Window
 from ..model.processing import HIComProcessor
 from .features import FeatureStore
-from .records import PLACEHOLDERS, Records, Sample
+from .mixture import Selection
+from .records import PLACEHOLDERS, Sample
 
 IGNORED = -100
 """Label of places without loss."""
 
 
 class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
-    """All samples of several files one after the other, with their numbers, less those of videos without features."""
+    """All samples of several sources one after the other, with their numbers, less those of videos without features."""
 
-    def __init__(self, records: Sequence[Records], store: FeatureStore | None = None) -> None:
-        self.records = records
-        self.order = [
-            (file, index)
-            for file, samples in enumerate(records)
-            for index in range(len(samples))
-            if store is None or not store.errors or all(video in store for video in samples.videos_of(index))
-        ]
+    def __init__(self, sources: Sequence[Selection], store: FeatureStore | None = None) -> None:
+        self.records = [source.records for source in sources]
+        self._sources, self._indices = array("l"), array("q")
+        for number, source in enumerate(sources):
+            records, indices = source.records, source.indices
+            if store is not None and store.errors:
+                is_there = [
+                    all(video in store for video in records.videos_of_group(group))
+                    for group in range(records.num_groups)
+                ]
+                indices = array("q", (index for index in indices if is_there[records.groups[index]]))
+            self._indices.extend(indices)
+            self._sources.extend([number] * len(indices))
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[int, Sample]:
-        file, number = self.order[index]
-        return index, self.records[file][number]
+        return index, self.records[self._sources[index]][self._indices[index]]
 
-    def lengths_and_videos(self) -> tuple[list[int], list[tuple[Path, ...]]]:
-        """Return how long the text of every sample is, in characters, and what videos it is about."""
-        lengths = [self.records[file].lengths[index] for file, index in self.order]
-        videos = [self.records[file].videos_of(index) for file, index in self.order]
-        return lengths, videos
+    def lengths_and_videos(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return how long the text of every sample is, in characters, and numbers that tell its videos from others."""
+        places = [(self.records[source], source, i) for source, i in zip(self._sources, self._indices, strict=True)]
+        return [each.lengths[i] for each, _, i in places], [(source, each.groups[i]) for each, source, i in places]
 
 
 class GroupedSampler(torch.utils.data.Sampler[int]):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from ..data.features import OnBadVideo
+from ..data.records import OnBadRecord
 from ..model.compressor import Compression
 from ..model.ops import Window
 
@@ -21,11 +22,13 @@ class DataConfig:
     """What is learnt from.
 
     Attributes:
-        records: LLaVA-style JSON or JSONL files, trained on together.
-        root: folder that media paths start from; None: each file's own.
+        records: LLaVA-style JSON or JSONL files and YAML mixtures of them, trained on together.
+        root: folder that media paths of records start from; None: each file's own. A mixture has its own.
         num_frames: frames of every video, spread evenly.
         cache: folder for the frozen vision tower's features; None: the tower runs in every step.
         on_bad_video: an unreadable video stops the run, or its samples are left out (`skip`), counted and named.
+        on_bad_record: a malformed record stops the run, or is left out (`skip`), counted and named.
+        skip_list: what else is left out: a file that `hicom data check --skip-list` wrote.
         about: what the videos are, in words that finish "this model was trained on ..."; with `cache`, the trained
             model then knows when a video is unlike them. None: it does not.
     """
@@ -35,6 +38,8 @@ class DataConfig:
     num_frames: int = 32
     cache: str | None = None
     on_bad_video: OnBadVideo = "stop"
+    on_bad_record: OnBadRecord = "stop"
+    skip_list: str | None = None
     about: str | None = None
 
 

@@ -35,7 +35,7 @@ from ..data.cache import locked
 from ..data.collate import Collator, GroupedSampler, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
-from ..data.records import read_records
+from ..data.mixture import not_skipped, read_skip_list, read_sources
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from .assemble import assemble, find
@@ -279,10 +279,18 @@ def make_data(
         ValueError: records are malformed, or too few for one step.
     """
     data, stage = config.data, config.stage
-    records = [read_records(path, data.root) for path in data.records]
+    sources = read_sources(data.records, data.root, data.on_bad_record)
+    for source in sources:
+        if source.records.errors:
+            errors = source.records.errors
+            logger.warning("%d bad records are left out; the first: %s", len(errors), errors[0].message)
+    if data.skip_list is not None:
+        skip, before = read_skip_list(data.skip_list), sum(map(len, sources))
+        sources = [not_skipped(source, skip) for source in sources]
+        logger.warning("%d samples are left out, as %s says", before - sum(map(len, sources)), data.skip_list)
     store: FeatureStore | None = None
     if data.cache is not None:
-        videos = [video for samples in records for video in samples.videos]
+        videos = [video for source in sources for video in source.videos]
         store = cache_features(
             model,
             processor,
@@ -291,7 +299,7 @@ def make_data(
             num_frames=data.num_frames,
             on_bad_video=data.on_bad_video,
         )
-    samples = SampleSet(records, store)
+    samples = SampleSet(sources, store)
     needed = config.batch_size * config.accumulate * num_processes()
     if len(samples) < needed:
         raise ValueError(f"{len(samples)} samples are fewer than the {needed} of one step; lower batch_size")
