@@ -1,6 +1,8 @@
 """Write small test media whose frames carry their number as a grid of black and white blocks."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -110,6 +112,13 @@ def truncate(path: Path, keep: float) -> Path:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
+
+
+def die_of_bad_names(path: str, kind: str, num_frames: int | None) -> tuple[str, str]:
+    """Stand for a decoder that some files crash: the process is gone, as after a segmentation fault."""
+    if "bad" in path:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "", f"{path} {kind} {num_frames}"
 
 
 def damage(path: Path, start: float, stop: float) -> Path:

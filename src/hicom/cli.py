@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Row = tuple[str, str]
 ASSETS = Path(__file__).parent / "assets"
+MAX_LINES = 20
+"""Of bad records and files that `hicom data check` prints."""
 
 # No "(default: None)" after options whose text already says what happens without them.
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -39,6 +41,7 @@ Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Sizes = Annotated[tuple[int, int, int] | None, arg(metavar="T H W", help_behavior_hint="")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")]
 Video = Annotated[Positional[str], arg(metavar="VIDEO")]
+DataFiles = Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...", help_behavior_hint="")]
 AsJson = Annotated[bool, arg(name="json")]
 
 
@@ -316,12 +319,7 @@ def train(args: Sequence[str]) -> None:
 
 def world(args: Sequence[str]) -> None:
     """Make or preview a data set of procedural clips and questions."""
-    commands: dict[str, Callable[..., None]] = {"make": world_make, "preview": world_preview}
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: hicom world COMMAND ...    (hicom world COMMAND --help lists its options)\n\ncommands:")
-        print_table([(f"  {name}", summary(command)) for name, command in commands.items()])
-        return
-    parse(lookup("world command", args[0], commands), f"world {args[0]}", args[1:])
+    subcommand("world", {"make": world_make, "preview": world_preview}, args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,6 +416,126 @@ def world_preview(
     print(out)
 
 
+def data(args: Sequence[str]) -> None:
+    """Check or describe training data."""
+    subcommand("data", {"check": data_check, "stats": data_stats}, args)
+
+
+def data_check(
+    paths: DataFiles,
+    *,
+    root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    num_media: Number = None,
+    num_frames: int = 32,
+    whole: bool = False,
+    num_workers: int = os.cpu_count() or 1,
+    seed: int = 0,
+    report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    skip_list: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+) -> None:
+    """Parse all records and decode their videos and images, before a long run finds out.
+
+    The exit code is 2 where anything is bad.
+
+    Args:
+        paths: .json and .jsonl files of records, and .yaml mixtures of them.
+        root: folder that media paths start from; by default each file's own, or what a mixture says.
+        num_media: videos and images that are drawn and opened; by default all.
+        num_frames: frames that are decoded of a video, spread evenly.
+        whole: decode all frames of every video.
+        num_workers: processes that decode.
+        seed: of what is drawn.
+        report: JSON file with all that was found.
+        skip_list: file that names what is bad, for the option --data.skip-list of hicom train.
+    """
+    check_positive({"--num-frames": num_frames, "--num-workers": num_workers, "--num-media": num_media})
+    from hicom.data.check import check_data
+    from hicom.data.mixture import read_sources
+
+    sources = read_sources(some_files(paths), root, on_bad="skip")
+    found = check_data(
+        sources,
+        num_media=num_media,
+        num_frames=None if whole else num_frames,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    rows = [
+        (each["name"], f"{each['samples']:,} samples of {each['records']:,} records, {len(each['bad_records']):,} bad")
+        for each in found.sources
+    ]
+    counts = f"{found.num_media:,} files, {found.num_checked:,} opened, {len(found.bad):,} cannot be read"
+    rows.append(("media", f"{counts}, {len(found.damaged):,} damaged"))
+    print_table(rows)
+    bad = [error["message"] for source in found.sources for error in source["bad_records"]]
+    bad += [f"{each.path}: {each.problem} ({each.num_samples} samples, first {each.source})" for each in found.bad]
+    bad += [f"{each.path}: {each.damage}" for each in found.damaged]
+    for line in bad[:MAX_LINES]:
+        print(one_line(line))
+    if len(bad) > MAX_LINES:
+        print(f"... and {len(bad) - MAX_LINES:,} more; --report FILE has all of them")
+    if report is not None:
+        found.write(report)
+    if skip_list is not None:
+        found.write_skip_list(skip_list)
+    if not found.is_good:
+        raise ValueError(f"{found.num_bad_records:,} bad records, {len(found.bad):,} files that cannot be read")
+
+
+def data_stats(
+    paths: DataFiles,
+    *,
+    root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    model: Annotated[str, arg(metavar="NAME")] = "hicom-tiny",
+    num_frames: Number = None,
+    window: Sizes = None,
+    num_samples: Number = None,
+    picture: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count samples, seconds and tokens, under a model and a window.
+
+    Args:
+        paths: .json and .jsonl files of records, and .yaml mixtures of them.
+        root: folder that media paths start from; by default each file's own, or what a mixture says.
+        model: whose tokenizer and compression count.
+        num_frames: frames of a video; by default those of the model.
+        window: sizes of the local branch in place of the model's.
+        num_samples: samples that are drawn and looked at; by default all.
+        picture: file to draw the distributions to: .png, .svg or .pdf.
+        as_json: print JSON.
+    """
+    check_positive({"--num-frames": num_frames, "--num-samples": num_samples})
+    from hicom.data.mixture import read_sources
+    from hicom.data.stats import data_stats, save_histograms
+    from hicom.inference import find_model
+    from hicom.model.processing import HIComProcessor
+
+    quiet_transformers()
+    processor = HIComProcessor.from_pretrained(find_model(model))
+    facts, values = data_stats(
+        read_sources(some_files(paths), root, on_bad="skip"),
+        processor,
+        num_frames=num_frames,
+        window=window,
+        num_samples=num_samples,
+    )
+    if picture is not None:
+        save_histograms(values, picture)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    rows = [(each["name"], f"{each['samples']:,} samples of {each['records']:,} records") for each in facts["sources"]]
+    rows += [(f"samples: {name}", f"{count:,}") for name, count in facts["media"].items()]
+    rows.append(("videos", f"{facts['videos']:,}, {facts['videos that cannot be read']:,} cannot be read"))
+    for name in values:
+        found = facts[name]
+        if found["number"]:
+            more = ", ".join(f"{key} {value:,.4g}" for key, value in found.items() if key != "number")
+            rows.append((name, more))
+    print_table(rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """How `hicom bench` measures."""
@@ -512,10 +630,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "train": train,
     "world": world,
+    "data": data,
     "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.
-PARSE_THEMSELVES = {"train", "world"}
+PARSE_THEMSELVES = {"train", "world", "data"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -574,6 +693,29 @@ def parse(function: Callable[..., Any], name: str, args: Sequence[str], **option
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
         **options,
     )
+
+
+def subcommand(name: str, commands: Mapping[str, Callable[..., None]], args: Sequence[str]) -> None:
+    """Run the one of the commands under `name` that `args` name."""
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: hicom {name} COMMAND ...    (hicom {name} COMMAND --help lists its options)\n\ncommands:")
+        print_table([(f"  {each}", summary(command)) for each, command in commands.items()])
+        return
+    parse(lookup(f"{name} command", args[0], commands), f"{name} {args[0]}", args[1:])
+
+
+def some_files(paths: Sequence[Path]) -> Sequence[Path]:
+    """Return `paths`, or raise ValueError where there are none."""
+    if not paths:
+        raise ValueError("give .json or .jsonl files of records, or .yaml mixtures of them")
+    return paths
+
+
+def check_positive(options: Mapping[str, int | None]) -> None:
+    """Raise ValueError where an option that is given is below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} {value}: give a positive number")
 
 
 def lookup(kind: str, name: str, choices: Mapping[str, Any]) -> Any:

@@ -76,8 +76,8 @@ def test_a_video_of_a_later_turn_is_not_part_of_the_first_sample(tmp_path: Path)
 
 def test_what_sorts_samples_is_known_without_reading_them(tmp_path: Path) -> None:
     records = read_records(write(tmp_path / "r.jsonl", [*RECORDS, *RECORDS]), tmp_path)
-    assert [records.videos_of_group(g) for g in records.groups] == [sample.videos for sample in records]
-    assert records.num_groups == 2
+    assert [records.first_of_group(g).videos for g in records.groups] == [sample.videos for sample in records]
+    assert records.num_groups == 3
     assert list(records.numbers) == [0, 0, 1, 2, 3, 3, 4, 5]
     assert records.num_records == 6
     assert list(records.lengths) == [

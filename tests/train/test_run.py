@@ -220,3 +220,24 @@ def test_pixels_train_as_kept_features_do(folder: Path, tmp_path: Path) -> None:
     run(TrainConfig(**{**vars(config), "out": str(tmp_path / "pixels"), "data": data}))
     for name, tensor in weights(tmp_path / "kept").items():
         torch.testing.assert_close(weights(tmp_path / "pixels")[name], tensor, rtol=1e-2, atol=2e-3)
+
+
+def test_a_mixture_and_what_is_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    (tmp_path / "bad.jsonl").write_text("\n".join([lines[0], '{"video": "0.mp4"}', *lines[1:4]]))
+    (tmp_path / "mixture.yaml").write_text(
+        f"datasets:\n  - {{path: bad.jsonl, root: {folder}}}\n"
+        f"  - {{path: {folder / 'records.jsonl'}, sampling: 'end:3', weight: 2}}\n"
+    )
+    (tmp_path / "skip.jsonl").write_text(json.dumps({"media": str(folder / "7.mp4")}))
+    config = make_config(folder, out=str(tmp_path / "run"), steps=1)
+    files = {"records": (str(tmp_path / "mixture.yaml"),), "skip_list": str(tmp_path / "skip.jsonl")}
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2"):
+        run(dataclasses.replace(config, data=dataclasses.replace(config.data, **files)))
+    data = dataclasses.replace(config.data, **files, on_bad_record="skip")
+    with caplog.at_level("WARNING"):
+        run(dataclasses.replace(config, out=str(tmp_path / "again"), data=data))
+    # Four good records of the first file, twice two of the second.
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["samples"] == 8
+    assert "1 bad records are left out; the first: " in caplog.text
+    assert "2 samples are left out" in caplog.text

@@ -31,7 +31,7 @@ class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
             records, indices = source.records, source.indices
             if store is not None and store.errors:
                 is_there = [
-                    all(video in store for video in records.videos_of_group(group))
+                    all(video in store for video in records.first_of_group(group).videos)
                     for group in range(records.num_groups)
                 ]
                 indices = array("q", (index for index in indices if is_there[records.groups[index]]))

@@ -60,7 +60,7 @@ class Selection(Sequence[Sample]):
     def videos(self) -> list[Path]:
         """Files of these samples, each once."""
         groups = dict.fromkeys(self.records.groups[index] for index in self.indices)
-        return list(dict.fromkeys(video for group in groups for video in self.records.videos_of_group(group)))
+        return list(dict.fromkeys(video for group in groups for video in self.records.first_of_group(group).videos))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -313,7 +313,8 @@ def not_skipped(selection: Selection, skip: SkipList) -> Selection:
     groups = bytearray(records.num_groups)
     if skip.media:
         for group in range(records.num_groups):
-            groups[group] = any(video.resolve() in skip.media for video in records.videos_of_group(group))
+            sample = records.first_of_group(group)
+            groups[group] = any(file.resolve() in skip.media for file in (*sample.videos, *sample.images))
     skipped: set[int] = set()
     if isinstance(records, FileRecords):
         path = records.path.resolve()

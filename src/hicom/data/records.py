@@ -72,7 +72,7 @@ class Records(Sequence[Sample], ABC):
         name: of the source, for error messages.
         root: folder that media paths start from.
         lengths: `int64[N]`, characters of text of every sample, its answer included.
-        groups: `int64[N]`, which samples have the same videos: equal numbers.
+        groups: `int64[N]`, which samples show the same videos and images: equal numbers.
         numbers: `int64[N]`, the record of every sample, counted from 0 over those that are not left out.
         num_records: records that are not left out.
         errors: records that were left out.
@@ -96,8 +96,8 @@ class Records(Sequence[Sample], ABC):
                 continue
             self._keep(number, place)
             for turn, sample in enumerate(samples):
-                videos = "\n".join(map(str, sample.videos)).encode()
-                group = known.setdefault(hashlib.blake2b(videos, digest_size=16).digest(), len(known))
+                files = "\n".join(map(str, (*sample.videos, "", *sample.images))).encode()
+                group = known.setdefault(hashlib.blake2b(files, digest_size=16).digest(), len(known))
                 if group == len(self._first):
                     self._first.append(len(self.numbers))
                 self.groups.append(group)
@@ -140,9 +140,9 @@ class Records(Sequence[Sample], ABC):
         number, record = self._read(self.numbers[index])
         return parse_record(record, self.root, self._source(number))[self._turns[index]]
 
-    def videos_of_group(self, group: int) -> tuple[Path, ...]:
-        """Return the videos of the samples with this number in `groups`."""
-        return self[self._first[group]].videos
+    def first_of_group(self, group: int) -> Sample:
+        """Return the first sample with this number in `groups`."""
+        return self[self._first[group]]
 
     @property
     def num_groups(self) -> int:
@@ -152,7 +152,7 @@ class Records(Sequence[Sample], ABC):
     @property
     def videos(self) -> list[Path]:
         """Files of all samples, each once, in the order in which they are first named."""
-        return list(dict.fromkeys(video for g in range(self.num_groups) for video in self.videos_of_group(g)))
+        return list(dict.fromkeys(video for g in range(self.num_groups) for video in self.first_of_group(g).videos))
 
 
 class FileRecords(Records):
