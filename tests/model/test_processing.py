@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 import tiny
-from hicom.model.instruction import extract_instruction
 from hicom.model.processing import HIComProcessor, InstructionWarning
 
 
@@ -19,46 +18,6 @@ def processor() -> HIComProcessor:
 
 def frames(number: int, height: int = 20, width: int = 20) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (number, height, width, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("text", "instruction"),
-    [
-        ("<video>\nWhich object moves left?", "Which object moves left?"),
-        ("<image>\n<image>\nWhat differs?", "What differs?"),
-        ("What is it?\nAnswer the question using a single word or phrase.", "What is it?"),
-        (
-            "<video>\nWhat does the man hold?\nA. a cup\nB. a book\nC. a cat\nD. nothing\n"
-            "Please respond with only the letter of the correct answer.",
-            "What does the man hold?",
-        ),
-        (
-            "Question: Quick, what opens the door?\nOptions:\n(A) key\n(B) hand\n"
-            "Answer with the option's letter from the given choices directly and only give the best option.",
-            "Quick, what opens the door?",
-        ),
-        (
-            "What happens first?\nA. he runs\nB. he sits\n"
-            "Please provide your answer by stating the letter followed by the full option.",
-            "What happens first?",
-        ),
-        (
-            "Where is it? Options:\n(A) left\n(B) right\nOnly give the best option.",
-            "Where is it?",
-        ),
-        ("Who wins?\nA) me\nB) you", "Who wins?"),
-        ("Is A. Smith in the video? He is tall.", "Is A. Smith in the video? He is tall."),
-        ("Why?", "Why?"),
-        ("A. one\nB. two", "A. one\nB. two"),
-    ],
-)
-def test_instruction_is_the_bare_question(text: str, instruction: str) -> None:
-    assert extract_instruction(text) == instruction
-
-
-def test_question_prefix_is_removed_as_a_prefix() -> None:
-    """The release strips the characters of 'Question: ' instead, and eats the start of this one."""
-    assert extract_instruction("Question: questions remain, on what?") == "questions remain, on what?"
 
 
 def test_placeholders_are_expanded_by_token_count(processor: HIComProcessor) -> None:

@@ -1,34 +1,79 @@
 """The instruction: what of a user's turn steers the compressor.
 
 As in training it is the last user turn without media placeholders, answer options and remarks on the answer's format:
-these say nothing about where to look.
+these say nothing about where to look. Datasets and benchmarks write them in few ways, of which `tests/model/
+test_instruction.py` has one real phrasing each. Remarks are dropped as whole sentences only, so a question that
+contains the same words ("What is the best option for her?") stays as it is.
 """
 
 import re
 
 PLACEHOLDERS = ("<video>", "<image>", "<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
-# A first option ("A. ...", "(A) ...", "A: ...") on a line of its own and a second one after it, and all that follows.
-_OPTIONS = re.compile(
-    r"\s*\n\s*(?:(?:answer\s+)?(?:options?|choices?|candidates)\s*:?\s*)?\(?A\s*[).:]\s*.+?\n\s*\(?B\s*[).:].*",
-    re.IGNORECASE | re.DOTALL,
+# What stands between a question and its options, alone in its sentence.
+_HEADER = r"(?:(?:possible |answer )?(?:options?|choices?|candidates|answers)|answers from (?:the )?following)\s*:"
+# The first two options (all that follows belongs to them): on lines of their own, or in the line of the question after
+# its end. Numbers may also be parts of a question, so they need a header.
+_OPTIONS = tuple(
+    re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        r"\n\s*\(?A\s*[).:]\s*\S.*?\n\s*\(?B\s*[).:]\s*\S",
+        r"(?:(?<=\?)|(?<=\.)|(?<=:))\s+\(A\)\s*\S.*?\s\(B\)\s*\S",
+        r"(?:(?<=\?)|(?<=:))\s+A[.)]\s+\S.*?\sB[.)]\s+\S",
+        _HEADER + r"\s*\(?1\s*[).:]\s*\S.*?\s\(?2\s*[).:]\s*\S",
+    )
 )
-_FORMATS = re.compile(
-    "|".join(
-        (
-            r"answer the question using a single word or phrase",
-            r"answer (?:the question )?(?:shortly|briefly|in one word|in one sentence|with one word)",
-            r"(?:please )?(?:provide your answer by stating|respond with|answer with|give|select|choose)"
-            r" (?:only )?(?:the|an) (?:option'?s? )?letter[^.\n]*",
-            r"please provide your answer by[^.\n]*",
-            r"answer with the option'?s letter from the given choices(?: directly)?(?: and only give the best option)?",
-            r"only give the best option",
-            r"(?:the )?best (?:answer|option)(?: is)?\s*:?\s*\(?",
-            r"select the best (?:answer|option)[^.\n]*",
-        )
-    ),
+_OPTION_LINE = re.compile(r"\s*\(?(?:[A-Z]|\d{1,2})\s*[).:]\s*\S.*", re.IGNORECASE)
+
+_ASK = (
+    r"(?:based on [^.?]*?,\s*|and |then )?(?:please |just |simply |directly |only )*"
+    r"(?:answer|respond|response|reply|provide|give|choose|select|pick|identify|determine|output|return|state|write)\b"
+)
+_REMARKS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        _HEADER,
+        # "Answer with the option's letter from the given choices directly"
+        _ASK + r"[^?]*\b(?:option'?s?|choice|single|given|corresponding|capital) letters?\b[^?]*",
+        # "Please respond with only the letter of the correct answer"
+        _ASK + r"[^?]*\bletters?\b[^?]*\b(?:option|choice|answer)s?\b[^?]*",
+        # "Only give the best option"
+        _ASK + r"[^?]*\b(?:best|correct|right) (?:option|choice|answer)\b[^?]*",
+        # "Pick the relevant category from the list of options"
+        _ASK + r"[^?]*\b(?:from|of|among) (?:\w+ ){0,2}"
+        r"(?:options|choices|candidates|categories|answers|selection|following)\b[^?]*",
+        r"you (?:can|should|must|may) only (?:answer|respond|response|reply) with\b[^?]*",
+        # "Answer the question using a single word or phrase"
+        r"(?:please )?(?:answer|respond|reply)(?: to)?(?: (?:the|this)(?: following)? questions?)?"
+        r" (?:only |just )?(?:shortly|briefly|concisely|directly|['\"]?yes['\"]?(?: or |/)['\"]?no['\"]?"
+        r"|(?:in|with|using) (?:only |just |at most |no more than )?"
+        r"(?:an? |one |two |a few |few |\d+ )?(?:single |short |brief |complete )?"
+        r"(?:words?|phrases?|sentences?|answers?|['\"]?yes['\"]?(?: or |/)['\"]?no['\"]?)\b[^?]*)",
+        # "Offer a very short reply"
+        r"(?:please )?(?:offer|give|provide|keep) (?:me )?(?:an? |your )?(?:very )?(?:short |brief |concise )?"
+        r"(?:answer|reply|response)s?(?: (?:very )?(?:short|brief|concise))?",
+        # What the prompts of benchmarks and of LLaVA-Video say about the video before the question.
+        r"carefully watch (?:this|the) video and pay attention to [^?]*",
+        r"these are the frames of a video",
+        r"please answer the following questions? (?:related to|about|based on) (?:this|the) video",
+        # "The best answer is:", what the answer is to follow
+        r"(?:the )?(?:best |correct |final )?(?:answer|option)(?: is)?\s*:",
+        r"(?:the )?(?:best|correct|final) (?:answer|option) is",
+    )
+)
+# The time instruction of LLaVA-Video, which may run on into the next sentence without a blank.
+_TIMES = re.compile(
+    r"the video lasts for [\d.]+ seconds, and \d+ frames are uniformly sampled from it\.\s*"
+    r"these frames are located at [\d.,s\s]+",
     re.IGNORECASE,
 )
+# Subtitles as Video-MME hands them over, up to its prompt.
+_SUBTITLES = re.compile(
+    r"this video's subtitles are listed below:.*?(?=\bselect the best answer\b)", re.IGNORECASE | re.DOTALL
+)
+# What follows "Best option:" in prompts that open a bracket for the answer.
+_OPEN_BRACKET = re.compile(r"(?<=:)\s*\(\s*$")
+_QUESTION = re.compile(r"(?:^|\n)\s*question\s*:\s*", re.IGNORECASE)
 
 
 def extract_instruction(text: str) -> str:
@@ -43,11 +88,22 @@ def extract_instruction(text: str) -> str:
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, " ")
     plain = text.strip()
-    text = _OPTIONS.sub("", "\n" + plain)
-    text = re.sub(r"(?:^|\n)\s*question\s*:\s*", "\n", text, flags=re.IGNORECASE)
-    text = re.sub(r"\s*\b(?:options?|choices?)\s*:\s*$", "", text, flags=re.IGNORECASE)
-    text = _FORMATS.sub("", text)
-    # What a removed remark leaves behind: a full stop or blanks at the ends, runs of white space.
-    text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"([?.!])(?:\s*\.)+$", r"\1", text).strip()
-    return text if re.search(r"\w", text) else plain
+    text = _TIMES.sub(" ", _SUBTITLES.sub(" ", "\n" + plain))
+    starts = [found.start() for found in (pattern.search(text) for pattern in _OPTIONS) if found]
+    before, after = (text[: min(starts)], text[min(starts) :]) if starts else (text, "")
+    instruction = _without_remarks(before)
+    if not re.search(r"\w", instruction):  # options may also precede their question
+        instruction = _without_remarks("\n".join(line for line in after.split("\n") if not _OPTION_LINE.match(line)))
+    return instruction if re.search(r"\w", instruction) else plain
+
+
+def _without_remarks(text: str) -> str:
+    """Return the sentences of `text` that ask something, with single blanks between words."""
+    text = _OPEN_BRACKET.sub("", _QUESTION.sub("\n", text))
+    sentences = re.split(r"\n|(?<=[.?!:])\s+", text)
+    kept = (each for each in map(str.strip, sentences) if not _is_remark(each.rstrip(".!").strip()))
+    return re.sub(r"\s+", " ", " ".join(kept)).strip()
+
+
+def _is_remark(sentence: str) -> bool:
+    return any(pattern.fullmatch(sentence) for pattern in _REMARKS)

@@ -1,0 +1,129 @@
+"""What of a user's turn steers the compressor: one real phrasing of each dataset and benchmark."""
+
+import re
+
+import pytest
+
+import hicom.model.instruction as module
+from hicom.model.instruction import extract_instruction
+
+QUESTION = "What does the man in the red shirt do after he opens the door?"
+LETTERS = "A. He sits down.\nB. He leaves.\nC. He waves.\nD. He sleeps."
+BRACKETS = "(A) He sits down.\n(B) He leaves.\n(C) He waves."
+
+DIRECTLY = "Answer with the option's letter from the given choices directly"
+OBSERVED = "Based on your observations, select the best option that accurately addresses the question."
+EVENTS = "the cause and sequence of events, the detail and movement of objects, and the action and pose of persons"
+SELECT = "Select the best answer to the following multiple-choice question based on the video"
+RESPOND = "Respond with only the letter (A, B, C, or D) of the correct option."
+SUBTITLES = "This video's subtitles are listed below:\nWhat is this?\nA door."
+
+REAL_PHRASINGS = {
+    "placeholder": f"<image>\n{QUESTION}",
+    "several media": f"<image>\n<image>\n{QUESTION}",
+    "LLaVA-Video-178K, letter": f"<image>\n{QUESTION}\n{LETTERS}\n"
+    "Please respond with only the letter of the correct answer.",
+    "LLaVA-Video-178K, full option": f"<image>\n{QUESTION}\n{LETTERS}\nE. None of these.\n"
+    "Please provide your answer by stating the letter followed by the full option.",
+    "LLaVA-Video-178K, header": f"<image>\n{QUESTION}\nOptions:\n{LETTERS}\n"
+    "Please respond with only the letter of the correct answer.",
+    "LLaVA-Video, times": "<image>The video lasts for 10.00 seconds, and 4 frames are uniformly sampled from it. These "
+    f"frames are located at 0.00s,3.33s,6.67s,10.00s.Please answer the following questions related to this video.\n"
+    f"{QUESTION}",
+    "LLaVA mix, short": f"{QUESTION}\nAnswer the question using a single word or phrase.",
+    "LLaVA mix, letter": f"{QUESTION}\n{LETTERS}\n{DIRECTLY}.",
+    "VideoChat2-IT, choice": f"<video>\nCarefully watch the video and pay attention to {EVENTS}. {OBSERVED}\n"
+    f"Question: {QUESTION}\nOptions:\n{BRACKETS}\nOnly give the best option.",
+    "VideoChat2-IT, inline header": f"Question: {QUESTION} Options:\n{BRACKETS}\nOnly give the best option.",
+    "Video-MME": f"{SELECT}. {RESPOND}\n{QUESTION}\n{LETTERS}\nThe best answer is:",
+    "Video-MME, subtitles": f"{SUBTITLES}\n{SELECT} and the subtitles. {RESPOND}\n{QUESTION}\n{LETTERS}\n"
+    "The best answer is:",
+    "VLMEvalKit": f"These are the frames of a video. {SELECT}. {RESPOND}\nQuestion: {QUESTION}",
+    "MVBench": f"Question: {QUESTION}\nOptions:\n{BRACKETS}\nOnly give the best option.\nBest option:(",
+    "MLVU": f"Question: {QUESTION}\nOptions:\n{BRACKETS}\nOnly give the best option.\nBest option: (",
+    "HICom": f"Question: {QUESTION}\nOptions:\n{BRACKETS}\n{DIRECTLY} and only give the best option. "
+    "The best answer is: ",
+    "LVBench": f"Carefully watch this video and pay attention to every detail. {OBSERVED}\n{QUESTION}",
+    "ActivityNet-QA": f"{QUESTION} Answer the question using a single word or phrase.",
+    "WorldSense": f"{QUESTION} (A) He sits down. (B) He leaves. (C) He waves.\nAnswer with the given letter directly.",
+    "inline letters": f"{QUESTION} A. He sits down. B. He leaves.",
+    "numbered options": f"{QUESTION}\nOptions:\n1. He sits down.\n2. He leaves.",
+    "option letter tags": f"{QUESTION}\n{BRACKETS}\nPlease provide only the single option letter (e.g., A, B, C, "
+    "D, etc.) within the <answer> </answer> tags.",
+    "TOMATO": f"{QUESTION} You can only response with the answer among A, B, C.",
+    "short reply": f"{QUESTION} Offer a very short reply.",
+    "briefly": f"{QUESTION} Please answer briefly.",
+    "yes or no": f"{QUESTION} Answer yes or no.",
+    # The same remarks where the options stand elsewhere, as in a turn before or in the picture.
+    "letter directly": f"{QUESTION} Answer with the given letter directly.",
+    "letter and option": f"{QUESTION}\nPlease provide your answer by stating the letter followed by the full option.",
+    "cue": f"{QUESTION}\nAnswer:",
+    "cue without colon": f"{QUESTION}\nThe best answer is",
+    "cue with bracket": f"{QUESTION}\nBest option: (",
+    "options first": f"{LETTERS}\n{QUESTION}\nOnly give the best option.",
+}
+# How VideoChat2-IT asks for a class of action, before "Options:".
+ASKED_CATEGORIES = (
+    "Choose the corresponding category that captures this action from the offered options.",
+    "Pick the most suitable category that represents the interaction from the provided options.",
+    "Select the most accurate category from the available choices.",
+    "Identify the most accurate action category from the provided options.",
+    "Choose the appropriate action category from the listed choices.",
+    "Determine the action category that aligns best with these features from the selection provided.",
+    "Pick the relevant category from the list of options.",
+    "Determine the best-matching action category from the choices given.",
+)
+UNTOUCHED = (
+    "Why?",
+    "Is A. Smith in the video? He is tall.",
+    "What is the best option for the player at 1:20?",
+    "Look at the sign. Which letter is on it?",
+    "He opens the letter. Give the name of its sender.",
+    "Watch the referee. Give reasons for his choice.",
+    "What are the answers: yes or no?",
+    "First read this. Then answer: who wins?",
+    "Compare both: the dog is (A) brown or black?",
+    "Answer both. 1. What colour is the cup? 2. Who takes it?",
+)
+
+
+@pytest.mark.parametrize("text", REAL_PHRASINGS.values(), ids=REAL_PHRASINGS.keys())
+def test_instruction_is_the_bare_question(text: str) -> None:
+    assert extract_instruction(text) == QUESTION
+
+
+@pytest.mark.parametrize("remark", ASKED_CATEGORIES)
+def test_asked_categories_are_remarks(remark: str) -> None:
+    question = "Watch the clip and name the action in it."
+    assert extract_instruction(f"{question} {remark} Options:\n{BRACKETS}\nOnly give the best option.") == question
+
+
+@pytest.mark.parametrize("text", UNTOUCHED)
+def test_questions_that_resemble_remarks_stay(text: str) -> None:
+    assert extract_instruction(text) == text
+
+
+def test_question_prefix_is_removed_as_a_prefix() -> None:
+    """The release strips the characters of 'Question: ' instead, and eats the start of this one."""
+    assert extract_instruction("Question: questions remain, on what?") == "questions remain, on what?"
+
+
+@pytest.mark.parametrize("text", ["A. one\nB. two", "Only give the best option.", "<video>\nAnswer briefly."])
+def test_where_nothing_would_remain_the_turn_stays(text: str) -> None:
+    assert extract_instruction(text) == text.removeprefix("<video>\n")
+
+
+RECOGNISERS = [("_OPTIONS", index) for index in range(len(module._OPTIONS))] + [
+    ("_REMARKS", index) for index in range(len(module._REMARKS))
+]
+RECOGNISERS += [(name, None) for name in ("_TIMES", "_SUBTITLES", "_OPEN_BRACKET", "_QUESTION")]
+
+
+@pytest.mark.parametrize(("name", "index"), RECOGNISERS)
+def test_every_recogniser_is_needed(name: str, index: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, some real phrasing above is no longer reduced to its question."""
+    patterns = getattr(module, name)
+    never = re.compile(r"(?!)")
+    monkeypatch.setattr(module, name, never if index is None else patterns[:index] + patterns[index + 1 :])
+    categories = (f"{QUESTION} {remark}" for remark in ASKED_CATEGORIES)
+    assert any(extract_instruction(text) != QUESTION for text in (*REAL_PHRASINGS.values(), *categories))
