@@ -24,7 +24,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from hicom.train.run import git_commit, hardware, short_commit
+from hicom.provenance import git_commit, hardware, short_commit
 from hicom.video import probe, read_frames, uniform_indices
 
 ROOT = Path(__file__).parents[1]

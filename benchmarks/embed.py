@@ -21,9 +21,9 @@ from plots import loss_curves
 from world_accuracy import table
 
 from hicom.model.convert import tensor_shapes
+from hicom.provenance import short_commit
 from hicom.recipes import tiny_parts
 from hicom.train.assemble import assemble
-from hicom.train.run import short_commit
 from hicom.world.questions import FAMILIES
 from hicom.world.render import iter_frames, write_video
 from hicom.world.scenes import WorldConfig, clip_seed, make_scene

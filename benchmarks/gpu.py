@@ -32,7 +32,7 @@ def main(repeats: int = 10, out: Path = ROOT / "docs" / "results") -> None:
         sys.exit(2)
     from hicom.bench.command import Settings, run_bench
     from hicom.bench.report import document, markdown, write
-    from hicom.train.run import git_commit, hardware
+    from hicom.provenance import git_commit, hardware
 
     settings = Settings(
         shape="7b",

@@ -86,7 +86,7 @@ def main(
     if case is not None:
         print(json.dumps(measure(film, model, num_frames[0], case, threads)))
         return
-    from hicom.train.run import git_commit, hardware, short_commit
+    from hicom.provenance import git_commit, hardware, short_commit
 
     results: list[dict[str, float | str]] = []
     for keep in (KEPT, NOT_KEPT):

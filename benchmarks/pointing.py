@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hicom.data.records import Sample, read_records
 from hicom.inference import VideoChat
 from hicom.look import Box, Target, named_object, pointing
-from hicom.train.run import git_commit, hardware
+from hicom.provenance import git_commit, hardware
 
 ROOT = Path(__file__).parents[1]
 # Families whose questions name an object. "Is there a dog?" names one that is there only where the answer is yes.

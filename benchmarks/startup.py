@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from hicom.bench.run import make_film
-from hicom.train.run import git_commit, hardware, short_commit
+from hicom.provenance import git_commit, hardware, short_commit
 
 ROOT = Path(__file__).parents[1]
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")

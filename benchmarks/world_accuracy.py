@@ -26,7 +26,7 @@ from hicom.data.records import Sample, read_records
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window
 from hicom.model.processing import HIComProcessor
-from hicom.train.run import git_commit, hardware
+from hicom.provenance import git_commit, hardware
 
 KEYS = ("accuracy", "chance", "informed_chance")
 MAX_NEW_TOKENS = 16

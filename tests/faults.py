@@ -212,8 +212,8 @@ FAULTS = [
     Fault(
         "the second question keeps the first one's visual tokens",
         INFERENCE,
-        "instructions = [_instruction(conversation, instruction) for conversation in conversations]",
-        "instructions = [_instruction(conversations[0], instruction) for _ in conversations]",
+        "texts = [_instruction(*pair) for pair in zip(conversations, instructions, strict=True)]",
+        "texts = [_instruction(conversations[0], instruction) for instruction in instructions]",
         "tests/test_inference.py::test_many_questions_in_one_batch_equal_one_by_one",
     ),
     Fault(

@@ -61,7 +61,7 @@ def test_nothing_kept_gives_the_same_tokens(form: str, clip: Path) -> None:
     assert part.num_patches == whole.num_patches
     texts = QUESTIONS if chat.model.config.is_conditional else QUESTIONS[:1]
     with torch.inference_mode():
-        rows = chat._visual_tokens([whole], texts, window)
+        rows = chat._visual_tokens([[whole]] * len(texts), texts, window)
     assert len(part.tokens) == len(texts)
     for tokens, (expected,) in zip(part.tokens.values(), rows, strict=True):
         torch.testing.assert_close(tokens, expected, atol=2e-5, rtol=2e-5)
@@ -244,7 +244,7 @@ def test_a_whole_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ((steering, tokens),) = part.tokens.items()
     assert 100 < len(tokens) <= budget
     with torch.inference_mode():
-        ((expected,),) = chat._visual_tokens([video], [question], steering.window)
+        ((expected,),) = chat._visual_tokens([[video]], [question], steering.window)
     torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
     assert chat.ask(part, question, window=steering.window) == chat.ask(video, question, max_visual_tokens=budget)
     read = read_frames(film, size=chat.processor.image_size, fps=1, end_s=100)

@@ -62,7 +62,7 @@ def test_help_takes_under_600_ms_and_loads_no_torch() -> None:
 
 
 def test_what_a_command_imports_is_kept_out_of_garbage_collection() -> None:
-    code = "import gc; from hicom.cli import ModelOptions; ModelOptions().load()"
+    code = "import gc; from hicom.cli import PlaceOptions; PlaceOptions().load('hicom-tiny')"
     count, is_enabled = python(f"{code}; print(gc.get_freeze_count(), gc.isenabled())").split()[-2:]
     assert int(count) > 100_000
     assert is_enabled == "True"

@@ -16,7 +16,7 @@ import torch
 from transformers import MaxLengthCriteria
 
 import tiny
-from hicom import VideoChat
+from hicom import VideoChat, inference
 from hicom.encoding import EncodedVideo
 from hicom.inference import Answer, writers
 from hicom.model.processing import InstructionWarning
@@ -193,6 +193,29 @@ def test_failed_question_leaves_no_trace(chat: VideoChat, video: EncodedVideo) -
     with pytest.raises(ValueError, match="question is empty"):
         conversation.ask("  ")
     assert conversation.messages == []
+
+
+@pytest.mark.parametrize("copied", [1, 2**25])
+def test_questions_about_their_own_videos_in_one_batch(
+    chat: VideoChat, video: EncodedVideo, copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "MAX_COPIED", copied)
+    other = chat.encode(frames(4, seed=1))
+    videos = [video, other, video, other, [video, other], video]
+    questions = [*QUESTIONS[:2], *QUESTIONS[:2], QUESTIONS[0], QUESTIONS[0]]
+    instructions = [None, None, "what is red ?", None, None, None]
+    answers = chat.ask_each(videos, questions, instructions=instructions, max_new_tokens=4)
+    for answer, source, question, instruction in zip(answers, videos, questions, instructions, strict=True):
+        alone = chat.ask(source, question, instruction=instruction, max_new_tokens=4)
+        assert answer == alone
+        assert answer.instruction == alone.instruction
+        assert answer.num_visual_tokens == alone.num_visual_tokens
+        assert answer.num_uncompressed_tokens == alone.num_uncompressed_tokens
+
+
+def test_questions_and_videos_must_pair(chat: VideoChat, video: EncodedVideo) -> None:
+    with pytest.raises(ValueError, match="2 videos, 1 questions and 1 instructions"):
+        chat.ask_each([video, video], QUESTIONS[:1])
 
 
 def test_several_videos_in_one_prompt(chat: VideoChat, video: EncodedVideo) -> None:

@@ -12,6 +12,9 @@ import hicom
 LEVELS = {
     "video": 0,
     "optim": 0,
+    "provenance": 0,
+    "tables": 0,
+    "endpoint": 0,
     "model.ops": 0,
     "model": 1,
     "data": 2,

@@ -61,12 +61,13 @@ SIGNATURES = {
     "VideoChat.from_pretrained": "(name='hicom-tiny', *, device=None, dtype=None, cache=None, **kwargs)",
     "VideoChat.encode": (
         "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, max_frames=None, "
-        "snap=None, keep_features=True, questions=(), window=None, max_visual_tokens=None)"
+        "snap=None, source_fps=None, keep_features=True, questions=(), window=None, max_visual_tokens=None)"
     ),
     "VideoChat.live": "(*, keep_features=True, questions=(), window=None, num_frames=None, fps=1.0, name='live video')",
     "VideoChat.ask": (
         "(video, question, *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),
+    "VideoChat.ask_each": ("(videos, questions, *, instructions=None, window=None, max_new_tokens=256, **kwargs)"),
     "VideoChat.stream": (
         "(video, question, *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),

@@ -46,11 +46,9 @@ AsJson = Annotated[bool, arg(name="json")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model answers, and where it runs."""
+class PlaceOptions:
+    """Where a model runs."""
 
-    model: Annotated[str, arg(metavar="NAME")] = "hicom-tiny"
-    """a checkpoint folder, a hub id, or the name of an embedded model"""
     device: Text = None
     """for example cpu or cuda:0; by default a GPU where there is one"""
     dtype: DType = None
@@ -58,13 +56,13 @@ class ModelOptions:
     cache: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """keep features of video files in this folder, so that the next question on one is quick; or set HICOM_CACHE"""
 
-    def load(self) -> VideoChat:
-        """Return the loaded model.
+    def load(self, model: str) -> VideoChat:
+        """Return the model `model`, loaded.
 
         Raises:
             ValueError: the device does not exist, or the model cannot be loaded.
         """
-        with progress(f"loading {self.model}"):
+        with progress(f"loading {model}"):
             with uncollected():
                 import torch
 
@@ -76,7 +74,15 @@ class ModelOptions:
                 raise ValueError(f"--device {self.device} cannot be used: {error}") from None
             quiet_transformers()
             cache = self.cache or os.environ.get("HICOM_CACHE")
-            return VideoChat.from_pretrained(self.model, device=self.device, dtype=self.dtype, cache=cache)
+            return VideoChat.from_pretrained(model, device=self.device, dtype=self.dtype, cache=cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(PlaceOptions):
+    """Which model answers, and where it runs."""
+
+    model: Annotated[str, arg(metavar="NAME")] = "hicom-tiny"
+    """a checkpoint folder, a hub id, or the name of an embedded model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +162,7 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty")
     probe(video)  # what is wrong with it should be said before a large model is loaded
-    chat = model.load()
+    chat = model.load(model.model)
     keywords = answer.keywords()
     options: dict[str, Any] = {}
     if low_memory:
@@ -197,7 +203,7 @@ def chat(
     from hicom.video import probe
 
     probe(video)
-    loaded = model.load()
+    loaded = model.load(model.model)
     encoded = frames.encode(loaded, video)
     conversation = loaded.conversation(encoded)
     is_terminal = sys.stdin.isatty()
@@ -247,7 +253,7 @@ def look(
     from hicom.look import look as look_at
 
     check_output(output)
-    chat = model.load()
+    chat = model.load(model.model)
     with progress(f"looking at {video}"):
         found = look_at(chat, video, question, **given(frames), **answer.keywords())
     if found.caution:
@@ -595,7 +601,7 @@ def bench(
             raise ValueError(f"{name} {' '.join(map(str, values))}: give positive numbers")
     from hicom.bench.command import Settings, run_bench
     from hicom.bench.report import document, write
-    from hicom.train.run import git_commit, hardware
+    from hicom.provenance import git_commit, hardware
 
     quiet_transformers()
     settings = Settings(
@@ -622,6 +628,175 @@ def bench(
         print(f"written: {write(facts, options.out)}", file=sys.stderr)
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Which language model judges open answers."""
+
+    judge_url: Text = None
+    """base of an OpenAI-compatible endpoint, for example http://localhost:8000/v1; its key is in OPENAI_API_KEY"""
+    judge_model: Text = None
+    """name of the model there"""
+    judge_prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """YAML file of prompts that take the place of ours, an aspect each: {system: ..., user: ...}"""
+    judge_concurrency: int = 8
+    """requests on their way at once"""
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Run benchmarks on their official files; compare two runs."""
+    if args and args[0] in EVAL_COMMANDS:
+        subcommand("eval", EVAL_COMMANDS, args)
+    elif not args:
+        print(
+            "usage: hicom eval MODEL --tasks NAME ... --data-root DIR --out DIR [options]    (hicom eval MODEL --help)"
+        )
+        print("       hicom eval COMMAND ...\n\ncommands:")
+        print_table([(f"  {name}", summary(command)) for name, command in EVAL_COMMANDS.items()])
+    else:
+        parse(eval_run, "eval", args)
+
+
+def eval_run(
+    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    *,
+    tasks: Annotated[tuple[str, ...], arg(metavar="NAME ...")],
+    data_root: Annotated[Path, arg(metavar="DIR")],
+    out: Annotated[Path, arg(metavar="DIR")],
+    place: OmitArgPrefixes[PlaceOptions] = PlaceOptions(),
+    num_frames: Number = None,
+    fps: Real = None,
+    max_frames: Number = None,
+    snap: Annotated[Literal["exact", "keyframe"] | None, arg(help_behavior_hint="")] = None,
+    window: Sizes = None,
+    max_visual_tokens: Number = None,
+    max_new_tokens: Number = None,
+    batch_size: int = 8,
+    limit: Number = None,
+    allow_missing: bool = False,
+    shard: Annotated[str, arg(metavar="I/N")] = "0/1",
+    devices: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = (),
+    judge: OmitArgPrefixes[JudgeOptions] = JudgeOptions(),
+) -> None:
+    """Answer and score benchmarks. A run that was stopped goes on; what is there is not done again.
+
+    Args:
+        model: a checkpoint folder, a hub id, or the name of an embedded model.
+        tasks: benchmarks; `hicom eval tasks` lists them.
+        data_root: folder that holds the benchmarks' own folders in their official layout.
+        out: folder of results, with a folder for each task.
+        place: where the model runs.
+        num_frames: frames, spread evenly; by default as many as the model was trained on.
+        fps: frames a second, in place of --num-frames.
+        max_frames: most frames, with --fps.
+        snap: keyframe: the key frames nearest to the chosen ones, which decode much faster.
+        window: frames, rows and columns of patches that become one local token; by default the model's own.
+        max_visual_tokens: a budget of visual tokens that picks the window.
+        max_new_tokens: longest answer; by default what the task's protocol says.
+        batch_size: questions answered at once.
+        limit: only so many samples of each task, spread evenly over it.
+        allow_missing: score what is there where videos are missing, and say how many are.
+        shard: do the I-th of N parts, counted from 0; the process that finishes last writes the results.
+        devices: one process each, which share the samples.
+        judge: which language model judges open answers.
+    """
+    from hicom.eval.benchmarks import TASKS
+
+    if not tasks:
+        raise ValueError(f"--tasks: give some of {', '.join(TASKS)}")
+    chosen = [lookup("task", name, TASKS) for name in tasks]
+    check_positive({"--judge-concurrency": judge.judge_concurrency})
+    from hicom.data.cache import locked
+    from hicom.eval.judge import PROMPTS, read_prompts
+    from hicom.eval.report import results_page, summary_rows
+    from hicom.eval.results import write_results
+    from hicom.eval.run import RunOptions, answer_on_devices, answer_samples, choose_samples, is_answered, judge_answers
+
+    options = RunOptions(
+        num_frames=num_frames,
+        fps=fps,
+        max_frames=max_frames,
+        snap=snap,
+        window=window,
+        max_visual_tokens=max_visual_tokens,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        limit=limit,
+    )
+    part = parse_shard(shard)
+    if (judge.judge_url is None) != (judge.judge_model is None):
+        raise ValueError("--judge-url and --judge-model go together")
+    prompts = PROMPTS if judge.judge_prompts is None else read_prompts(judge.judge_prompts)
+    endpoint = None
+    if judge.judge_url is not None and judge.judge_model is not None:
+        from hicom.endpoint import Endpoint
+
+        endpoint = Endpoint(judge.judge_url, judge.judge_model, num_concurrent=judge.judge_concurrency)
+    # What is wrong with any benchmark's files should be said before a model is loaded.
+    samples = {task.name: choose_samples(task, data_root, limit) for task in chosen}
+    todo = [(task, samples[task.name], out / task.name) for task in chosen]
+    if devices:
+        if part != (0, 1) or place.device is not None:
+            raise ValueError("--devices makes a shard of each device; leave --shard and --device out")
+        answer_on_devices(devices, given(place), todo, options, model=model, allow_missing=allow_missing)
+    else:
+        chat = place.load(model)
+        for each in todo:
+            answer_samples(chat, *each, options, model=model, shard=part, allow_missing=allow_missing)
+    problems = []
+    for task in chosen:
+        with locked(out / task.name / "lock"):
+            if task.judge is not None and endpoint is not None and is_answered(samples[task.name], out / task.name):
+                problems += judge_answers(task, samples[task.name], out / task.name, endpoint, prompts)
+            facts = write_results(task, samples[task.name], out / task.name, prompts=prompts, judge=judge.judge_model)
+        print_table(summary_rows(facts))
+        if facts["failed"]:
+            first = facts["errors"][0]
+            problems.append(f"{task.name}: {facts['failed']} samples failed ({first}); a new run tries them again")
+    with locked(out / "lock"):
+        (out / "results.md").write_text(results_page(out), "utf-8")
+    print(f"written: {out / 'results.md'}", file=sys.stderr)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(problems[0] + more)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return the two numbers of `I/N`."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--shard {text}: give I/N with I from 0 to N - 1, for example 0/4")
+    return int(index), int(count)
+
+
+def eval_tasks() -> None:
+    """List the benchmarks and the files that they need."""
+    from hicom.eval.benchmarks import TASKS
+
+    print_table([(task.name, f"{task.title}: {task.files}") for task in TASKS.values()])
+
+
+def eval_compare(
+    first: Annotated[Positional[Path], arg(metavar="FIRST")],
+    second: Annotated[Positional[Path], arg(metavar="SECOND")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Print the paired differences of two runs (second minus first), with intervals.
+
+    Args:
+        first: folder of results.
+        second: another one, over the same samples.
+        as_json: print JSON.
+    """
+    from hicom.eval.report import comparison_table
+    from hicom.eval.results import compare_runs
+
+    rows = compare_runs(first, second)
+    print(json.dumps(rows, indent=1) if as_json else comparison_table(rows))
+
+
+EVAL_COMMANDS: dict[str, Callable[..., None]] = {"tasks": eval_tasks, "compare": eval_compare}
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "ask": ask,
     "chat": chat,
@@ -631,10 +806,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "world": world,
     "data": data,
+    "eval": evaluate,
     "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.
-PARSE_THEMSELVES = {"train", "world", "data"}
+PARSE_THEMSELVES = {"train", "world", "data", "eval"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ class _Prompt:
     attention_mask: Tensor
     instructions: list[str]
     num_visual_tokens: list[int]
-    num_uncompressed_tokens: int
+    num_uncompressed_tokens: list[int]
     window: Window | None
     timings: dict[str, float]
 
@@ -166,6 +166,7 @@ class VideoChat:
         end_s: float | None = None,
         max_frames: int | None = None,
         snap: Literal["exact", "keyframe"] | None = None,
+        source_fps: float | None = None,
         keep_features: bool = True,
         questions: Sequence[str] = (),
         window: Window | None = None,
@@ -184,6 +185,7 @@ class VideoChat:
             end_s: its end.
             max_frames: upper limit with `fps`.
             snap: `keyframe` takes the key frame nearest to every chosen frame, which decodes much faster.
+            source_fps: frames a second of sources that have no times, such as folders; None: 25.
             keep_features: False keeps nothing for every frame, so memory does not grow with the video; it is compressed
                 as it comes, for `questions` alone.
             questions: what will be asked, with `keep_features=False`.
@@ -202,6 +204,7 @@ class VideoChat:
             "end_s": end_s,
             "max_frames": max_frames,
             "snap": snap,
+            "source_fps": source_fps,
         }
         return encode_video(
             self.model,
@@ -288,10 +291,42 @@ class VideoChat:
         """
         questions = [question] if isinstance(question, str) else list(question)
         conversations = [[{"role": "user", "content": text}] for text in questions]
+        videos = [self._encoded(video)] * len(questions)
+        instructions = [instruction] * len(questions)
         answers = self._answer(
-            conversations, video, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+            conversations, videos, instructions, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
         )
         return answers[0] if isinstance(question, str) else answers
+
+    def ask_each(
+        self,
+        videos: Sequence[Any],
+        questions: Sequence[str],
+        *,
+        instructions: Sequence[str | None] | None = None,
+        window: Window | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> list[Answer]:
+        """Answer every question about its own video, all in one batch.
+
+        Args:
+            videos: one for every question, as in `ask`; the same object several times is compressed for each.
+            questions: one for every video.
+            instructions: what steers the compressor in place of each question; None, also in the list: the question.
+            window: (T, H, W) of the local branch in place of the model's.
+            max_new_tokens: longest answer.
+            **kwargs: arguments of `generate`.
+
+        Raises:
+            ValueError: the lists differ in length, a question is empty, or a video cannot be read.
+        """
+        given = [None] * len(questions) if instructions is None else list(instructions)
+        if not len(videos) == len(questions) == len(given):
+            raise ValueError(f"{len(videos)} videos, {len(questions)} questions and {len(given)} instructions")
+        conversations = [[{"role": "user", "content": text}] for text in questions]
+        rows = [self._encoded(video) for video in videos]
+        return self._answer(conversations, rows, given, window, None, max_new_tokens=max_new_tokens, **kwargs)
 
     def stream(
         self,
@@ -343,13 +378,32 @@ class VideoChat:
         return [self.encode(video)]
 
     def _visual_tokens(
-        self, videos: list[EncodedVideo], instructions: list[str], window: Window | None
+        self, rows: list[list[EncodedVideo]], instructions: list[str], window: Window | None
     ) -> list[list[Tensor]]:
-        """Return for every instruction the tokens `float[N, C]` of every video."""
-        ready = [[v.tokens.get(steering_of(self.model, text, window)) for v in videos] for text in instructions]
+        """Return for every row the tokens `float[N, C]` of its videos, compressed for the row's instruction."""
+        ready = [
+            [video.tokens.get(steering_of(self.model, text, window)) for video in videos]
+            for videos, text in zip(rows, instructions, strict=True)
+        ]
         found = [[x for x in row if x is not None] for row in ready]
-        if all(len(row) == len(videos) for row in found):
+        if all(len(row) == len(videos) for row, videos in zip(found, rows, strict=True)):
             return found
+        keys = [self._row_key(*pair) for pair in zip(rows, instructions, strict=True)]
+        pairs = dict(zip(keys, zip(rows, instructions, strict=True), strict=True))
+        tokens: list[list[Tensor]] = []
+        for some in _groups(list(pairs.values())):
+            tokens += self._compress(some, window)
+        of_key = dict(zip(pairs, tokens, strict=True))
+        return [of_key[key] for key in keys]
+
+    def _row_key(self, videos: list[EncodedVideo], text: str) -> tuple[Any, ...]:
+        """Return what the tokens of a row depend on: rows that share it are compressed once."""
+        return (*map(id, videos), text if self.model.config.is_conditional else "")
+
+    def _compress(self, pairs: list[tuple[list[EncodedVideo], str]], window: Window | None) -> list[list[Tensor]]:
+        """Return the tokens of the videos of every pair of videos and instruction, from one call of the compressor."""
+        videos = list({id(video): video for row, _ in pairs for video in row}.values())
+        place = {id(video): number for number, video in enumerate(videos)}
         parts = [video.kept_features for video in videos]
         keys = [part.keys for part in parts if part.keys is not None]
         # A single video is by far the usual case, and joining it with nothing would copy it.
@@ -358,56 +412,51 @@ class VideoChat:
             if len(parts) == 1
             else VisionFeatures(torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None)
         )
+        index = [place[id(video)] for row, _ in pairs for video in row]
+        inputs = instruction_inputs(self.model, self.processor, [text for row, text in pairs for _ in row])
+        once = index == list(range(len(videos)))
         num_frames = [video.num_frames for video in videos]
-        model = self.model.model
-        if not self.model.config.is_conditional:
-            return [list(model.compress(features, num_frames, window=window).tokens)] * len(instructions)
-        tokens: list[Tensor] = []
-        per_call = max(1, MAX_COPIED // features.values.numel())
-        for first in range(0, len(instructions), per_call):
-            some = instructions[first : first + per_call]
-            inputs = instruction_inputs(self.model, self.processor, [text for text in some for _ in videos])
-            index = None if len(some) == 1 else [*range(len(videos))] * len(some)
-            tokens += model.compress(features, num_frames, *inputs, window=window, video_index=index).tokens
-        return [tokens[first : first + len(videos)] for first in range(0, len(tokens), len(videos))]
+        tokens = iter(
+            self.model.model.compress(
+                features, num_frames, *inputs, window=window, video_index=None if once else index
+            ).tokens
+        )
+        return [[next(tokens) for _ in row] for row, _ in pairs]
 
     def _prompt(
         self,
         conversations: list[list[dict[str, str]]],
-        video: Any,
-        instruction: str | None,
+        rows: list[list[EncodedVideo]],
+        instructions: Sequence[str | None],
         window: Window | None,
         max_visual_tokens: int | None,
     ) -> _Prompt:
-        """Compress once a conversation and put the visual tokens into its prompt."""
-        instructions = [_instruction(conversation, instruction) for conversation in conversations]
-        videos = self._encoded(video)
+        """Compress the videos of every conversation and put their visual tokens into its prompt."""
+        texts = [_instruction(*pair) for pair in zip(conversations, instructions, strict=True)]
         timings: dict[str, float] = {}
-        for encoded in videos:
+        for encoded in {id(video): video for videos in rows for video in videos}.values():
             for part, seconds in encoded.timings.items():
                 timings[part] = timings.get(part, 0.0) + seconds
-        num_frames = [encoded.num_frames for encoded in videos]
         if max_visual_tokens is not None:
             if window is not None:
                 raise ValueError("window and max_visual_tokens both choose the window; pass one of them")
-            window = self.processor.choose_window(max(num_frames), max_visual_tokens)
+            most = max(video.num_frames for videos in rows for video in videos)
+            window = self.processor.choose_window(most, max_visual_tokens)
         model, device = self.model.model, self.model.device
         with timed(timings, "compressor", device):
-            rows = self._visual_tokens(videos, instructions, window)
-        tokens = [x for row in rows for x in row]
-        counts = [sum(len(x) for x in row) for row in rows]
-        media = [{"type": "video"}] * len(videos)
+            compressed = self._visual_tokens(rows, texts, window)
+        tokens = [x for row in compressed for x in row]
         rendered: list[list[dict[str, Any]]] = []
-        for conversation in conversations:
+        for conversation, videos in zip(conversations, rows, strict=True):
             first, *rest = conversation
-            content = [*media, {"type": "text", "text": first["content"]}]
+            content = [*({"type": "video"} for _ in videos), {"type": "text", "text": first["content"]}]
             rendered.append([{"role": first["role"], "content": content}, *rest])
         batch = self.processor.apply_chat_template(
             rendered,
             tokenize=True,
             add_generation_prompt=True,
-            instruction=instructions,
-            video_num_frames=num_frames * len(conversations),
+            instruction=texts,
+            video_num_frames=[video.num_frames for videos in rows for video in videos],
             window=window,
         )
         input_ids = batch["input_ids"].to(device)
@@ -417,9 +466,9 @@ class VideoChat:
         return _Prompt(
             embeddings,
             batch["attention_mask"].to(device),
-            instructions,
-            counts,
-            sum(encoded.num_patches for encoded in videos),
+            texts,
+            [sum(len(x) for x in row) for row in compressed],
+            [sum(video.num_patches for video in videos) for videos in rows],
             getattr(model.compressor, "window", None) if window is None else window,
             timings,
         )
@@ -428,13 +477,13 @@ class VideoChat:
     def _answer(
         self,
         conversations: list[list[dict[str, str]]],
-        video: Any,
-        instruction: str | None,
+        rows: list[list[EncodedVideo]],
+        instructions: Sequence[str | None],
         window: Window | None,
         max_visual_tokens: int | None,
         **kwargs: Any,
     ) -> list[Answer]:
-        prompt = self._prompt(conversations, video, instruction, window, max_visual_tokens)
+        prompt = self._prompt(conversations, rows, instructions, window, max_visual_tokens)
         with timed(prompt.timings, "LLM", self.model.device):
             ids = self.model.generate(
                 inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **_sampling(kwargs)
@@ -454,7 +503,7 @@ class VideoChat:
         **kwargs: Any,
     ) -> Iterator[str]:
         with torch.inference_mode():
-            prompt = self._prompt([conversation], video, instruction, window, max_visual_tokens)
+            prompt = self._prompt([conversation], [self._encoded(video)], [instruction], window, max_visual_tokens)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
         closed = Event()
         kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])
@@ -487,6 +536,20 @@ class VideoChat:
             closed.set()
             wait([generation])
         generation.result()
+
+
+def _groups(pairs: Sequence[tuple[list[EncodedVideo], str]]) -> Iterator[list[tuple[list[EncodedVideo], str]]]:
+    """Yield the pairs in turn, as many at once as copy at most `MAX_COPIED` features; at least one."""
+    group: list[tuple[list[EncodedVideo], str]] = []
+    copied = 0
+    for videos, text in pairs:
+        size = sum(video.kept_features.values.numel() for video in videos)
+        if group and copied + size > MAX_COPIED:
+            yield group
+            group, copied = [], 0
+        group.append((videos, text))
+        copied += size
+    yield group
 
 
 class _IsSet(StoppingCriteria):
@@ -538,9 +601,9 @@ class Conversation:
         """Answer the next question; arguments as in `VideoChat.ask`. A question that fails leaves no trace."""
         turn = {"role": "user", "content": question}
         messages = [*self.messages, turn]
-        answer = self.chat._answer(
-            [messages], self.videos, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
-        )[0]
+        (answer,) = self.chat._answer(
+            [messages], [self.videos], [instruction], window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+        )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer
 
@@ -609,7 +672,7 @@ def _instruction(conversation: list[dict[str, str]], instruction: str | None) ->
 def _make_answer(text: str, prompt: _Prompt, number: int) -> Answer:
     answer = Answer(text.strip())
     answer.num_visual_tokens = prompt.num_visual_tokens[number]
-    answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens
+    answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens[number]
     answer.instruction = prompt.instructions[number]
     answer.window = prompt.window
     answer.timings = dict(prompt.timings)

@@ -7,16 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..tables import markdown
 from .run import PARTS
 from .shapes import COLUMNS
 
 TITLES = COLUMNS | {"local": "HICom, local branch alone"}
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def ratio(value: float | None, ours: float | None) -> str:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from ..data.features import FeatureStore, cache_features
 from ..data.mixture import not_skipped, read_skip_list, read_sources
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
+from ..provenance import git_commit, hardware
 from .assemble import assemble, find
 from .config import Chain, TrainConfig
 from .stages import make_optimizer, resolve
@@ -151,7 +151,7 @@ def open_stamp(out: Path, config: TrainConfig) -> dict[str, Any]:
         "seed": config.seed,
         "commit": git_commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "hardware": hardware(),
+        "hardware": hardware() | {"processes": num_processes()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "wall_s": 0.0,
     }
@@ -163,41 +163,6 @@ def write_stamp(out: Path, stamp: dict[str, Any]) -> None:
         part = out / "run.json.part"
         part.write_text(json.dumps(stamp, indent=1) + "\n", "utf-8")
         part.replace(out / "run.json")
-
-
-def git_commit() -> str | None:
-    """Return the commit of the source tree, marked where it has changes; None outside of a repository."""
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
-
-
-def short_commit(commit: str | None) -> str:
-    """Return the first digits of a commit, with its mark where the tree had changes."""
-    digits, dash, mark = str(commit).partition("-")
-    return digits[:12] + dash + mark
-
-
-def hardware() -> dict[str, Any]:
-    """Return what the run runs on."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "processes": num_processes(),
-    }
 
 
 class GroupingTrainer(Trainer):

@@ -1,0 +1,85 @@
+"""What a model's or a judge's text says, on hand-made cases."""
+
+import pytest
+
+from hicom.eval.answers import chosen_option, judged_score, judged_verdict
+
+OPTIONS = ["a dog", "a black cat", "a cat", "none of these"]
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("B", 1),
+        ("b", 1),
+        (" (C) ", 2),
+        ("C.", 2),
+        ("D. none of these", 3),
+        ("A: because it barks", 0),
+        ("A, it barks", 0),
+        ("(B) a black cat, not (C)", 1),
+        ("The best answer is: B", 1),
+        ("The correct answer is (C).", 2),
+        ("Best option: (A) a dog", 0),
+        ("Answer: D", 3),
+        ("Option B", 1),
+        ("I think the answer is C because of the tail.", 2),
+        ("It has a tail, so (C).", 2),
+        ("It is option B, as the tail shows; option B.", 1),
+        ("a cat", 2),
+        ("A black cat.", 1),
+        ("It shows a black cat on a chair", 1),  # and "a cat" is no part of that
+        ("the animal is a dog", 0),
+        # Nothing is guessed:
+        ("", None),
+        ("A man runs", None),  # an article, not a letter
+        ("A and B", None),
+        ("A or C", None),
+        ("(A), (B)", None),
+        ("either option A or option B", None),
+        ("E", None),  # beyond the options
+        ("a dog and a cat", None),
+        ("I do not know", None),
+        ("a bird", None),
+        ("Because", None),
+    ],
+)
+def test_chosen_option(text: str, index: int | None) -> None:
+    assert chosen_option(text, OPTIONS) == index
+
+
+def test_six_options_have_six_letters() -> None:
+    assert chosen_option("F", list("uvwxyz")) == 5
+    assert chosen_option("F", list("uvwxy")) is None
+
+
+def test_an_option_that_is_there_twice_cannot_be_told_by_its_text() -> None:
+    assert chosen_option("red", ["red", "red", "blue"]) is None
+    assert chosen_option("B", ["red", "red", "blue"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("{'pred': 'yes', 'score': 4}", (True, 4)),
+        ('{"pred": "no", "score": 0}', (False, 0)),
+        ("Sure: {'pred': 'Yes', 'score': 4.5}.", (True, 4)),
+        ("{'pred': 'yes', 'score': '5'}", (True, 5)),
+        ("{'pred': 'maybe', 'score': 4}", None),
+        ("{'pred': 'yes', 'score': 7}", None),
+        ("{'pred': 'yes'}", None),
+        ("{'pred': 'yes', 'score': 1} {'pred': 'no', 'score': 1}", None),
+        ("yes, 4", None),
+        ("", None),
+    ],
+)
+def test_verdict(text: str, verdict: tuple[bool, int] | None) -> None:
+    assert judged_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("{'score': 3}", 3), ('```python\n{"score": 2}\n```', 2), ("{'score': -1}", None), ("3", None), ("{}", None)],
+)
+def test_score(text: str, score: int | None) -> None:
+    assert judged_score(text) == score
