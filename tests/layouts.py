@@ -154,6 +154,13 @@ def longvideobench(root: Path) -> None:
     write_json(folder / "lvb_val.json", rows)
 
 
+def clips(root: Path) -> None:
+    from hicom.eval.benchmarks.clips import QUESTIONS
+
+    for name in {json.loads(line)["video"] for line in QUESTIONS.read_text("utf-8").splitlines()}:
+        clip(root / "clips" / name)
+
+
 WRITERS: Mapping[str, Callable[[Path], None]] = {
     "videomme": video_mme,
     "videomme_w_subtitle": video_mme,
@@ -164,4 +171,6 @@ WRITERS: Mapping[str, Callable[[Path], None]] = {
     "videochatgpt": video_chatgpt,
     "mlvu_dev": mlvu,
     "longvideobench_val": longvideobench,
+    "clips": clips,
+    "clips_open": clips,
 }

@@ -54,6 +54,9 @@ def test_intervals_hold_the_true_mean_19_times_of_20() -> None:
 def test_bounds_cut_the_interval_and_a_single_cluster_has_none() -> None:
     found = clustered_mean([100.0, 100.0, 0.0], [0, 1, 2], bounds=(0, 100))
     assert (found.low, found.high) == (0, 100)
+    # Three of three right, yet the truth may well be below 100.
+    right = clustered_mean([100.0] * 6, [0, 0, 1, 1, 2, 2], bounds=(0, 100))
+    assert (right.low, right.high) == (pytest.approx(100 * 0.025 ** (1 / 3)), 100)
     alone = clustered_mean([1.0, 0.0], ["a", "a"])
     assert (alone.low, alone.mean, alone.high) == (0.5, 0.5, 0.5)
 

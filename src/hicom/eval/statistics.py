@@ -17,7 +17,7 @@ class Estimate:
 
     Attributes:
         mean: the mean.
-        low: lower end; `mean` where there are fewer than two clusters, or no spread to estimate from.
+        low: lower end; `mean` where there is nothing to estimate a spread from.
         high: upper end.
         n: samples.
         clusters: clusters of them.
@@ -71,6 +71,10 @@ def clustered_mean(
         reach = t_quantile(0.975, count - 1) * error
         low, high = mean - reach, mean + reach
     if bounds is not None:
+        if np.ptp(x) == 0:
+            # No spread to estimate from: the exact (Clopper-Pearson) limit for as many equal draws as clusters.
+            reach = (bounds[1] - bounds[0]) * (1 - 0.025 ** (1 / count))
+            low, high = mean - reach, mean + reach
         low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(mean, low, high, len(x), count)
 

@@ -1,6 +1,6 @@
 """One module a benchmark: its files, its prompt, its rules. `TASKS` has all of them by name."""
 
-from . import activitynet_qa, egoschema, longvideobench, mlvu, mvbench, video_chatgpt, video_mme
+from . import activitynet_qa, clips, egoschema, longvideobench, mlvu, mvbench, video_chatgpt, video_mme
 
 TASKS = {
     task.name: task
@@ -14,5 +14,7 @@ TASKS = {
         video_chatgpt.TASK,
         mlvu.TASK,
         longvideobench.TASK,
+        clips.CHOICE,
+        clips.OPEN,
     )
 }
