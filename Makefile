@@ -11,13 +11,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 READY := $(VENV)/.ready
+LMMS := .venv-lmms
 
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow test-lmms-eval check format clean
 
 help:
 	@echo 'make demo       answer a question about the sample clip with the embedded model'
 	@echo 'make test       the default tests'
 	@echo 'make test-slow  the tests that take longer'
+	@echo 'make test-lmms-eval  the tests with lmms-eval, in an environment of its own'
 	@echo 'make check      lint, formatting, types'
 	@echo 'make format     rewrite the files as `make check` wants them'
 	@echo 'make clean      remove .venv and everything built'
@@ -31,6 +33,9 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -n 2 -m '(slow or dist) and not gpu and not vllm and not browser' --timeout 1200
 
+test-lmms-eval: $(LMMS)/.ready
+	$(LMMS)/bin/python -m pytest -m lmms_eval --timeout 600 tests/eval/test_lmms_eval.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +46,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(LMMS) build dist src/*.egg-info
 
 # Torch comes first and alone: a plain `torch` may fetch gigabytes of CUDA libraries. Where the CPU index cannot be
 # reached pip goes on with its usual index, whose build may be the CUDA one: then we stop before it pulls these.
@@ -55,4 +60,16 @@ $(READY): pyproject.toml
 	@! grep -qi '^Requires-Dist: *\(nvidia\|cuda\)' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA || \
 	    { echo 'this torch is a CUDA build; $(TORCH_INDEX) must be reachable for the CPU one (then: make clean)' >&2; exit 1; }
 	$(PIP) install --editable '.[dev]'
+	touch $@
+
+# lmms-eval asks for versions of its own, so it lies in a second environment on top of the first. What it requires is not
+# installed as a whole: torchvision on PyPI does not fit a CPU torch. Newer filelock has lost what lmms-eval 0.7 imports.
+$(LMMS)/.ready: $(READY)
+	$(PYTHON) -m venv --clear $(LMMS)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(LMMS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hicom-base.pth
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check 'filelock<3.20' datasets evaluate jsonlines loguru \
+	    tenacity pytz pytablewriter sacrebleu scikit-learn sqlitedict zss python-dotenv opencv-python-headless Jinja2 sympy \
+	    aiohttp tqdm-multiprocess tiktoken
 	touch $@
