@@ -24,8 +24,9 @@ from hicom.model.convert import tensor_shapes
 from hicom.provenance import short_commit
 from hicom.recipes import tiny_parts
 from hicom.train.assemble import assemble
+from hicom.video import write_video
 from hicom.world.questions import FAMILIES
-from hicom.world.render import iter_frames, write_video
+from hicom.world.render import iter_frames
 from hicom.world.scenes import WorldConfig, clip_seed, make_scene
 
 ROOT = Path(__file__).parents[1]

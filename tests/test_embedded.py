@@ -10,8 +10,9 @@ import pytest
 
 import hicom
 from hicom import VideoChat
+from hicom.video import write_video
 from hicom.world.questions import FAMILIES, Asker
-from hicom.world.render import render, write_video
+from hicom.world.render import render
 from hicom.world.scenes import clip_seed, generator, make_scene
 
 # The training world is seed 0; the demo clip is of seed 1 (benchmarks/embed.py).

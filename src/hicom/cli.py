@@ -423,8 +423,8 @@ def world_preview(
 
 
 def data(args: Sequence[str]) -> None:
-    """Check or describe training data."""
-    subcommand("data", {"check": data_check, "stats": data_stats}, args)
+    """Check, describe or build training data."""
+    subcommand("data", {"check": data_check, "stats": data_stats, "build": data_build}, args)
 
 
 def data_check(
@@ -540,6 +540,55 @@ def data_stats(
             more = ", ".join(f"{key} {value:,.4g}" for key, value in found.items() if key != "number")
             rows.append((name, more))
     print_table(rows)
+
+
+def data_build(
+    config: Annotated[Positional[Path], arg(metavar="CONFIG")],
+    *,
+    steps: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = (),
+    ray: bool = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build instruction-description data out of raw videos, as the paper's HICom-248K was.
+
+    Every step goes on where it stopped, and does again only what failed or is configured anew.
+
+    Args:
+        config: YAML file: videos, out, and what docs/data_build.md lists.
+        steps: only these, out of inventory, select, split, keyframes, caption, pairs, clean and export.
+        ray: run what is done to each video as maps of Ray Data.
+        as_json: print JSON.
+    """
+    from hicom.data.build.config import read_config
+
+    settings = read_config(config)
+    quiet_transformers()
+    from hicom.data.build.export import export
+    from hicom.data.build.state import State
+    from hicom.data.build.steps import STEPS, report
+
+    known = {**STEPS, "export": export}
+    chosen = [lookup("step", name, known) for name in steps] or list(known.values())
+    with State(Path(settings.out) / "state.sqlite") as state:
+        for step in chosen:
+            step(state, settings, ray)
+        facts = report(state, settings)
+        failed = {step: state.errors(step) for step in known}
+    if as_json:
+        print_json(facts)
+    else:
+        rows = [(name, f"{value:,}") for name, value in facts.items() if isinstance(value, int)]
+        for name in ("dropped clips", "dropped pairs"):
+            rows += [(f"  {reason}", f"{number:,}") for reason, number in facts[name].items()]
+        for each in facts["spent"]:
+            tokens = f"{each['prompt_tokens']:,} + {each['completion_tokens']:,} tokens"
+            rows.append((each["model"], f"{each['requests']:,} requests, {tokens}, cost {each['cost']:g}"))
+        print_table(rows)
+    problems = [f"{step}, {item}: {error}" for step, found in failed.items() for item, error in found]
+    for line in problems[:MAX_LINES]:
+        print(f"hicom: warning: {one_line(line)}", file=sys.stderr)
+    if len(problems) > MAX_LINES:
+        print(f"hicom: warning: ... and {len(problems) - MAX_LINES:,} more", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

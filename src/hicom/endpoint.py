@@ -110,13 +110,19 @@ class Endpoint:
         self._lock = threading.Lock()
         self._cache = None if cache is None else _open_cache(cache)
 
-    def ask(self, messages: Sequence[Message]) -> Reply:
+    def ask(self, messages: Sequence[Message], response_format: Mapping[str, Any] | None = None) -> Reply:
         """Return the answer to a conversation.
+
+        Args:
+            messages: the conversation.
+            response_format: what the answer must look like, as OpenAI and vLLM take it; None: free text.
 
         Raises:
             EndpointError: there is none, after all retries.
         """
-        request = {"model": self.model, "messages": list(messages), **self.sampling}
+        request: dict[str, Any] = {"model": self.model, "messages": list(messages), **self.sampling}
+        if response_format is not None:
+            request["response_format"] = dict(response_format)
         key = hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         if (kept := self._read(key)) is not None:
             with self._lock:

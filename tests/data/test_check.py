@@ -81,7 +81,7 @@ def test_part_and_whole(folder: Path) -> None:
 def test_a_file_that_crashes_its_process_is_named_alone() -> None:
     names = [f"{'bad' if number in (3, 4, 17) else 'good'}{number}" for number in range(20)]
     tasks = [(name, "video", None) for name in names]
-    results = dict(run_apart(tasks, 2, media.die_of_bad_names))
+    results = dict(run_apart(tasks, 2, media.die_of_bad_names, (CRASHED, "")))
     assert sorted(results) == list(range(20))
     assert sorted(n for n in results if results[n] == (CRASHED, "")) == [3, 4, 17]
     assert all(results[n] == ("", f"{names[n]} video None") for n in range(20) if "good" in names[n])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicom.video import probe
+from hicom.video import probe, write_video
 from hicom.world.dataset import World, ask, make_world, masks, sprites_of, truth
 from hicom.world.render import (
     TILE,
@@ -20,7 +20,6 @@ from hicom.world.render import (
     mark_center,
     render,
     run_lengths,
-    write_video,
 )
 from hicom.world.scenes import (
     BACKGROUNDS,

@@ -23,8 +23,7 @@ from ..model.compressor import HybridCompressor
 from ..model.config import HIComConfig
 from ..model.modeling import returned_cache
 from ..model.ops import token_count
-from ..video import read_frames
-from ..world.render import write_video
+from ..video import read_frames, write_video
 from .floor import (
     Cost,
     Machine,

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -22,8 +22,7 @@ from .records import FileRecords
 
 MISSING = "there is no such file"
 CRASHED = "decoding it ended the process that did"
-Task = tuple[str, str, int | None]
-"""Path, kind and frames of a file to try."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def check_data(
     results = {}
     tasks = [(each.path, each.kind, num_frames) for each in media]
     with tqdm(total=len(media), unit="file", desc="decoding", delay=2) as bar:
-        for number, result in run_apart(tasks, num_workers):
+        for number, result in run_apart(tasks, num_workers, try_media, (CRASHED, "")):
             results[number] = result
             bar.update()
     for number, each in enumerate(media):
@@ -162,8 +161,8 @@ def try_media(path: str, kind: str, num_frames: int | None) -> tuple[str, str]:
 
 
 def run_apart(
-    tasks: Sequence[Task], num_workers: int, work: Callable[..., tuple[str, str]] = try_media
-) -> Iterator[tuple[int, tuple[str, str]]]:
+    tasks: Sequence[tuple[Any, ...]], num_workers: int, work: Callable[..., T], crashed: T
+) -> Iterator[tuple[int, T]]:
     """Yield the number and the result of every task, in any order, done in other processes.
 
     A file that takes its process down with it costs nothing but itself: what was at work is tried again, one by one.
@@ -172,20 +171,21 @@ def run_apart(
         tasks: arguments of `work`.
         num_workers: processes.
         work: what is done; a function that can be imported.
+        crashed: the result of a task that took its process down.
     """
     waiting, suspects = deque(range(len(tasks))), deque[int]()
     while waiting or suspects:
         if suspects:
             # One task at a time: whichever breaks is to blame.
             broken = yield from run_until_broken(work, tasks, suspects, 1, 1)
-            yield from ((number, (CRASHED, "")) for number in broken)
+            yield from ((number, crashed) for number in broken)
         else:
             suspects.extend((yield from run_until_broken(work, tasks, waiting, num_workers, 4 * num_workers)))
 
 
 def run_until_broken(
-    work: Callable[..., tuple[str, str]], tasks: Sequence[Task], numbers: deque[int], num_workers: int, most: int
-) -> Generator[tuple[int, tuple[str, str]], None, list[int]]:
+    work: Callable[..., T], tasks: Sequence[tuple[Any, ...]], numbers: deque[int], num_workers: int, most: int
+) -> Generator[tuple[int, T], None, list[int]]:
     """Take numbers of tasks, yield their results, and return those that were at work when a process died.
 
     Args:
@@ -195,7 +195,7 @@ def run_until_broken(
         num_workers: processes.
         most: tasks that are given to them at a time.
     """
-    running: dict[Future[tuple[str, str]], int] = {}
+    running: dict[Future[T], int] = {}
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             while numbers or running:

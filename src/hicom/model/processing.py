@@ -183,20 +183,7 @@ class HIComProcessor(ProcessorMixin):
         Returns:
             `float32[T, 3, S, S]`.
         """
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
-        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
-        x = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w")
-        height, width = x.shape[-2:]
-        side, size = max(height, width), self.image_size
-        if height != width:
-            square = (mean * 255).to(torch.uint8)[None, :, None, None].repeat(len(x), 1, side, side)
-            top, left = (side - height) // 2, (side - width) // 2
-            square[..., top : top + height, left : left + width] = x
-            x = square
-        if side != size:
-            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
-        return (x.float() / 255 - mean[:, None, None]) / std[:, None, None]
+        return to_pixels(frames, self.image_size, self.image_mean, self.image_std)
 
     def open_video(self, source: Any, **choice: Any) -> FrameReader:
         """Open a video to read its chosen frames in chunks; arguments as in `read_video`."""
@@ -557,3 +544,21 @@ def _load_tokenizer(places: Sequence[str | Path], what: str) -> PreTrainedTokeni
             reasons.append(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     warnings.warn(f"{what} cannot be loaded, so no processor is made ({'; '.join(reasons)})", stacklevel=3)
     return None
+
+
+def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
+    """Return `float32[T, 3, size, size]` of `uint8[T, H, W, 3]`: see `HIComProcessor.pixel_values`."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+    mean, std = torch.tensor(mean_rgb), torch.tensor(std_rgb)
+    x = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w")
+    height, width = x.shape[-2:]
+    side = max(height, width)
+    if height != width:
+        square = (mean * 255).to(torch.uint8)[None, :, None, None].repeat(len(x), 1, side, side)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[..., top : top + height, left : left + width] = x
+        x = square
+    if side != size:
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+    return (x.float() / 255 - mean[:, None, None]) / std[:, None, None]

@@ -28,8 +28,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from hicom.video import write_video
 from hicom.world.questions import FAMILIES, Asker, Question
-from hicom.world.render import Renderer, Sprites, bundled_sprites, iter_frames, load_sprites, run_lengths, write_video
+from hicom.world.render import Renderer, Sprites, bundled_sprites, iter_frames, load_sprites, run_lengths
 from hicom.world.scenes import (
     Scene,
     WorldConfig,

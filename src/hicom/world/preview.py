@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hicom.video import write_video
 from hicom.world.dataset import World, ask, sprites_of, truth
 from hicom.world.questions import Question
-from hicom.world.render import Pixels, Renderer, write_video
+from hicom.world.render import Pixels, Renderer
 from hicom.world.scenes import WorldConfig, frame_times, split_config
 
 SUFFIXES = (".png", ".mp4")

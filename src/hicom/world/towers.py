@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.utils import logging
 
-from hicom.video import read_frames
+from hicom.video import read_frames, write_video
 from hicom.world.loop import StepsConfig, train_steps
 from hicom.world.questions import fill
-from hicom.world.render import Pixels, Renderer, bundled_sprites, mark_center, render, write_video
+from hicom.world.render import Pixels, Renderer, bundled_sprites, mark_center, render
 from hicom.world.scenes import (
     COLORS,
     EMOJI,
