@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import layouts
 import pytest
 
+import layouts
 from hicom.eval.subtitles import Cue, read_subtitles, subtitles_at
 
 CUES = [Cue(0, 1, "one"), Cue(0.5, 3, "two"), Cue(3, 4, "three"), Cue(10, 11, "ten")]
