@@ -25,6 +25,8 @@ VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
 LOOP, READER, OPTIM = "hicom/world/loop.py", "hicom/world/reader.py", "hicom/optim.py"
 OPTIONS, LOOK, DOMAIN = "hicom/model/options.py", "hicom/look.py", "hicom/data/domain.py"
+INSTRUCTION, ANSWERS, STATISTICS = "hicom/model/instruction.py", "hicom/eval/answers.py", "hicom/eval/statistics.py"
+EVAL_RUN, RESULTS, BUILD = "hicom/eval/run.py", "hicom/eval/results.py", "hicom/data/build"
 QUESTIONS, RENDER, DATASET = "hicom/world/questions.py", "hicom/world/render.py", "hicom/world/dataset.py"
 
 
@@ -488,6 +490,111 @@ FAULTS = [
         "            closed.set()\n            wait([generation])\n",
         "            pass\n",
         "tests/test_inference.py::test_a_closed_stream_stops_generating",
+    ),
+    Fault(
+        "a remark is dropped out of the middle of a question",
+        INSTRUCTION,
+        "return any(pattern.fullmatch(sentence) for pattern in _REMARKS)",
+        "return any(pattern.search(sentence) for pattern in _REMARKS)",
+        "tests/model/test_instruction.py::test_questions_that_resemble_remarks_stay",
+    ),
+    Fault(
+        "questions about different videos share the first one's tokens",
+        INFERENCE,
+        'return (*map(id, videos), text if self.model.config.is_conditional else "")',
+        'return (text if self.model.config.is_conditional else "",)',
+        "tests/test_inference.py::test_questions_about_their_own_videos_in_one_batch",
+    ),
+    Fault(
+        "an answer that names two options counts as the first",
+        ANSWERS,
+        "return letters.index(marked[0]) if len(set(marked)) == 1 else None",
+        "return letters.index(marked[0])",
+        "tests/eval/test_answers.py::test_chosen_option",
+    ),
+    Fault(
+        "an answer without an option counts as option C",
+        ANSWERS,
+        "return longest[0] if len(longest) == 1 else None",
+        "return longest[0] if len(longest) == 1 else 2",
+        "tests/eval/test_answers.py::test_chosen_option",
+    ),
+    Fault(
+        "intervals take questions about one video for independent",
+        STATISTICS,
+        "np.square(np.bincount(codes, residuals)).sum()",
+        "np.square(residuals).sum()",
+        "tests/eval/test_statistics.py::test_copies_of_a_sample_add_nothing",
+    ),
+    Fault(
+        "the whole prompt steers the compressor in place of the bare question",
+        EVAL_RUN,
+        "instructions=[sample.question for sample, _, _ in some],",
+        "instructions=[prompt for _, _, prompt in some],",
+        "tests/eval/test_run.py::test_answers_are_those_of_the_model_asked_alone",
+    ),
+    Fault(
+        "subtitles of the whole video are read",
+        EVAL_RUN,
+        "subtitles_at(read_subtitles(sample.subtitles), list(video.timestamps_s))",
+        "[cue.text for cue in read_subtitles(sample.subtitles)]",
+        "tests/eval/test_run.py::test_subtitles_are_those_of_the_frames",
+    ),
+    Fault(
+        "batches are cut after they are dealt out to shards",
+        EVAL_RUN,
+        "mine = batches[index * len(batches) // count : (index + 1) * len(batches) // count]",
+        "mine = list(_cut(there[index::count], options.batch_size))[:-1]",
+        "tests/eval/test_run.py::test_shards_make_one_run",
+    ),
+    Fault(
+        "a line cut off by a crash is glued to the next one",
+        EVAL_RUN,
+        '            if stream.read(1) != b"\\n":\n                stream.write(b"\\n")',
+        "            pass",
+        "tests/eval/test_run.py::test_an_interrupted_run_goes_on",
+    ),
+    Fault(
+        "samples that failed are not tried again",
+        EVAL_RUN,
+        'done = {name for name, line in read_answers(out).items() if "error" not in line}',
+        "done = set(read_answers(out))",
+        "tests/eval/test_run.py::test_broken_videos_fail_alone_and_are_tried_again",
+    ),
+    Fault(
+        "the macro mean is over samples",
+        RESULTS,
+        "strata = [value.groups[macro] for value in values] if macro else None",
+        "strata = None",
+        "tests/eval/test_run.py::test_scores_of_a_macro_mean_weigh_its_groups_equally",
+    ),
+    Fault(
+        "replies of a captioner are not kept",
+        "hicom/endpoint.py",
+        "        self._write(key, reply)\n",
+        "",
+        "tests/test_endpoint.py::test_nothing_is_asked_twice",
+    ),
+    Fault(
+        "a key frame is compared with the frame before it",
+        f"{BUILD}/work.py",
+        "            times.append(round(float(time_s), 3))\n            last = embedding",
+        "            times.append(round(float(time_s), 3))\n        last = embedding",
+        "tests/data/build/test_steps.py::test_key_frames_are_unlike_the_last_key_frame",
+    ),
+    Fault(
+        "a category takes all its videos before the next one",
+        f"{BUILD}/steps.py",
+        "    for _ in range(per_category):\n        for name, some in left.items():",
+        "    for name, some in left.items():\n        for _ in range(per_category):",
+        "tests/data/build/test_steps.py::test_selection_takes_turns_and_then_draws_lots",
+    ),
+    Fault(
+        "descriptions of something else stay",
+        f"{BUILD}/texts.py",
+        "if not named & content_words(pair.description):",
+        "if False:",
+        "tests/data/build/test_texts.py::test_why_pairs_are_dropped",
     ),
 ]
 

@@ -1,9 +1,9 @@
 """Runs that stop, go on and are shared out give the results of a single one; nothing that fails is lost or hidden."""
 
 import json
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import tiny
 from hicom import VideoChat
 from hicom.eval.benchmarks import TASKS
 from hicom.eval.report import comparison_table, results_page, summary_rows
-from hicom.eval.results import compare_runs, read_results, write_results
+from hicom.eval.results import Value, compare_runs, estimate, read_results, write_results
 from hicom.eval.run import RunOptions, answer_on_devices, answer_samples, choose_samples, read_answers
 from hicom.eval.samples import BenchmarkError
 
@@ -133,13 +133,14 @@ def test_shards_make_one_run(chat: VideoChat, model: Path, root: Path, tmp_path:
     assert second == whole
 
 
-def test_an_interrupted_run_goes_on(chat: VideoChat, model: Path, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_lines", [2, 3])
+def test_an_interrupted_run_goes_on(num_lines: int, chat: VideoChat, model: Path, root: Path, tmp_path: Path) -> None:
     whole = run(chat, model, root, tmp_path / "whole")
     # A killed process leaves whole lines and at most one half.
     run(chat, model, root, tmp_path / "out")
     file = tmp_path / "out" / "videomme" / "samples-0-of-1.jsonl"
     text = file.read_text("utf-8")
-    kept = text.split("\n")[:3]
+    kept = text.split("\n")[:num_lines]
     file.write_text("\n".join(kept) + '\n{"id": "001-2", "resp', "utf-8")
     again = run(chat, model, root, tmp_path / "out")
     assert again == whole
@@ -150,32 +151,39 @@ def test_an_interrupted_run_goes_on(chat: VideoChat, model: Path, root: Path, tm
     assert len(file.read_text("utf-8").splitlines()) == number, "what was there was answered again"
 
 
-def slow_run(model: str, root: str, out: str) -> None:
-    chat = VideoChat.from_pretrained(model, device="cpu")
-    encode = chat.encode
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from hicom import VideoChat
+from hicom.eval.benchmarks import TASKS
+from hicom.eval.run import RunOptions, answer_samples, choose_samples
 
-    def slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.3)
-        return encode(*args, **kwargs)
+model, root, out = sys.argv[1:]
+chat = VideoChat.from_pretrained(model, device="cpu")
+encode = chat.encode
 
-    chat.encode = slowly  # type: ignore[method-assign]
-    run(chat, Path(model), Path(root), Path(out), "mvbench")
+def slowly(*args, **kwargs):
+    time.sleep(0.3)
+    return encode(*args, **kwargs)
+
+chat.encode = slowly
+task = TASKS["mvbench"]
+samples = choose_samples(task, Path(root), None)
+options = RunOptions(num_frames=4, batch_size=2, max_new_tokens=3)
+answer_samples(chat, task, samples, Path(out) / "mvbench", options, model=model)
+"""
 
 
 @pytest.mark.dist
 def test_a_killed_process_loses_nothing(chat: VideoChat, model: Path, root: Path, tmp_path: Path) -> None:
     whole = run(chat, model, root, tmp_path / "whole", "mvbench")
-    process = multiprocessing.get_context("spawn").Process(
-        target=slow_run, args=(str(model), str(root), str(tmp_path / "out"))
-    )
-    process.start()
+    process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(model), str(root), str(tmp_path / "out")])
     file = tmp_path / "out" / "mvbench" / "samples-0-of-1.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (file.is_file() and file.read_text("utf-8").count("\n") >= 16):
         time.sleep(0.02)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     assert 16 <= len(read_answers(tmp_path / "out" / "mvbench")) < 40
     assert run(chat, model, root, tmp_path / "out", "mvbench") == whole
 
@@ -273,6 +281,12 @@ def hand_made(out: Path, predictions: dict[str, int | None], digest: str = "d") 
             line = {"id": name, "video_id": number // 2, "groups": {}, "prediction": prediction, "answer": 0}
             file.write(json.dumps(line | {"num_options": 4, "commit": "c"}) + "\n")
     return out
+
+
+def test_scores_of_a_macro_mean_weigh_its_groups_equally() -> None:
+    values = [Value("accuracy", str(n), str(n), 100.0 * (n < 3), {"task": "a" if n < 3 else "b"}) for n in range(4)]
+    assert estimate(values).mean == 75
+    assert estimate(values, "task").mean == 50
 
 
 def test_paired_differences(tmp_path: Path) -> None:

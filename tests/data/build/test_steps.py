@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from endpoints import Served, serve
 from hicom import cli
+from hicom.data.build import work
 from hicom.data.build.config import CATEGORIES, BuildConfig, read_config
 from hicom.data.build.export import export
 from hicom.data.build.state import State
@@ -184,6 +187,22 @@ def test_shots_key_frames_and_clips(films: Path, tmp_path: Path) -> None:
     assert {3, 4} <= set(times)  # where the color changes
     assert (facts["shots"], facts["clips"]) == (4, 2)
     assert facts["dropped clips"] == {"longer than 4.5 s": 1, "shorter than 2 s": 1}
+
+
+def test_key_frames_are_unlike_the_last_key_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow change makes key frames too, though no frame differs much from the one before it."""
+
+    class Turning:
+        size = 64
+
+        def images(self, frames: np.ndarray) -> torch.Tensor:
+            angles = torch.arange(len(frames)) * 0.2
+            return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+    monkeypatch.setattr(work, "_encoder", lambda name, device: Turning())
+    path = film(tmp_path / "a.mp4", {"red": 4})
+    found = work.keyframes({"id": "a", "path": str(path)}, "x", None, fps=4, similarity=math.cos(0.5))
+    assert found["times"] == pytest.approx([0, 0.75, 1.5, 2.25, 3.0, 3.75])
 
 
 def test_clips_without_a_key_frame_are_dropped(films: Path, tmp_path: Path) -> None:
