@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from endpoints import serve
-from hicom.endpoint import Endpoint, EndpointError, Usage
+from hicom.endpoint import MAX_FAILURES, Endpoint, EndpointError, Usage
 
 pytest.importorskip("openai")
 
@@ -81,6 +81,14 @@ def test_many_at_once_and_each_answer_with_its_item() -> None:
         assert 2 <= served.most_at_once <= 4
     assert isinstance(found.pop(7), EndpointError)
     assert found == {item: f"<{item}>" for item in range(12) if item != 7}
+
+
+def test_an_endpoint_that_is_down_is_given_up() -> None:
+    with serve(lambda _: 401) as served:
+        endpoint = Endpoint(served.url, "m", num_concurrent=2)
+        with pytest.raises(EndpointError, match="AuthenticationError"):
+            list(endpoint.map(lambda item: ask(endpoint, str(item)), range(1000)))
+        assert MAX_FAILURES <= len(served.requests) <= MAX_FAILURES + 6
 
 
 def test_other_errors_of_the_function_are_raised() -> None:

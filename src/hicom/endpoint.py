@@ -17,6 +17,10 @@ T = TypeVar("T")
 Message = Mapping[str, Any]
 
 
+MAX_FAILURES = 20
+"""Requests in a row that may fail before `Endpoint.map` gives up: then the endpoint is down, or the key is wrong."""
+
+
 class EndpointError(ValueError):
     """An endpoint did not answer, after all retries."""
 
@@ -152,9 +156,13 @@ class Endpoint:
     def map(self, function: Callable[[T], Any], items: Sequence[T]) -> Iterator[tuple[T, Any]]:
         """Yield items with what `function`, which asks this endpoint, returns or raises; as they come, many at once.
 
-        Errors are yielded as EndpointError; all others are raised.
+        An EndpointError is yielded in place of a result; all other errors are raised.
+
+        Raises:
+            EndpointError: `MAX_FAILURES` requests in a row have failed.
         """
         left = iter(items)
+        failures = 0
         with ThreadPoolExecutor(self.num_concurrent, thread_name_prefix="hicom-endpoint") as pool:
             running: dict[Future[Any], T] = {}
             while True:
@@ -168,7 +176,9 @@ class Endpoint:
                 for future in done:
                     item = running.pop(future)
                     error = future.exception()
-                    if error is not None and not isinstance(error, EndpointError):
+                    is_endpoint = isinstance(error, EndpointError)
+                    failures = failures + 1 if is_endpoint else 0
+                    if error is not None and (not is_endpoint or failures == MAX_FAILURES):
                         for other in running:
                             other.cancel()
                         raise error
