@@ -28,7 +28,7 @@ from hicom.data.build.export import export
 from hicom.data.build.state import State
 from hicom.data.build.steps import RANDOM, STEPS, choose, report, video_id
 from hicom.data.mixture import read_sources
-from hicom.video import probe, write_video
+from hicom.video import VideoError, probe, write_video
 
 COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (230, 230, 230)}
 ENCODER = str(Path(cli.__file__).parent / "assets" / "hicom-tiny-start")
@@ -203,6 +203,14 @@ def test_key_frames_are_unlike_the_last_key_frame(tmp_path: Path, monkeypatch: p
     path = film(tmp_path / "a.mp4", {"red": 4})
     found = work.keyframes({"id": "a", "path": str(path)}, "x", None, fps=4, similarity=math.cos(0.5))
     assert found["times"] == pytest.approx([0, 0.75, 1.5, 2.25, 3.0, 3.75])
+
+
+def test_finding_shots_leaves_ffmpeg_silent(films: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    work.shots({"id": "a", "path": str(films / "two.mp4")}, threshold=10, min_shot_s=0.6)
+    capfd.readouterr()
+    with pytest.raises(VideoError):
+        probe(films / "broken.mp4")
+    assert capfd.readouterr().err == ""
 
 
 def test_clips_without_a_key_frame_are_dropped(films: Path, tmp_path: Path) -> None:

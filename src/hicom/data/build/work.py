@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av.logging
 import torch
 
 from ...video import FramesChanged, VideoError, open_frames, probe, read_frames, write_video
@@ -45,7 +46,10 @@ def shots(row: Row, threshold: float, min_shot_s: float) -> Row:
         raise ImportError("splitting into shots needs scenedetect: pip install 'hicom[build]'") from error
     logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
     detector = ContentDetector(threshold=threshold, min_scene_len=min_shot_s)
-    found = detect(row["path"], detector, start_in_scene=True, backend="pyav")
+    try:
+        found = detect(row["path"], detector, start_in_scene=True, backend="pyav")
+    finally:
+        av.logging.set_level(None)  # PySceneDetect makes FFmpeg write to stderr from then on
     return {"shots": [[round(start.seconds, 3), round(end.seconds, 3)] for start, end in found]}
 
 
