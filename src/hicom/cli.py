@@ -758,7 +758,15 @@ def eval_run(
     from hicom.eval.judge import PROMPTS, read_prompts
     from hicom.eval.report import results_page, summary_rows
     from hicom.eval.results import write_results
-    from hicom.eval.run import RunOptions, answer_on_devices, answer_samples, choose_samples, is_answered, judge_answers
+    from hicom.eval.run import (
+        RunOptions,
+        answer_on_devices,
+        answer_samples,
+        check_videos,
+        choose_samples,
+        is_answered,
+        judge_answers,
+    )
 
     options = RunOptions(
         num_frames=num_frames,
@@ -783,10 +791,13 @@ def eval_run(
     # What is wrong with any benchmark's files should be said before a model is loaded.
     samples = {task.name: choose_samples(task, data_root, limit) for task in chosen}
     todo = [(task, samples[task.name], out / task.name) for task in chosen]
+    for task in chosen:
+        check_videos(task, samples[task.name], allow_missing)
     if devices:
         if part != (0, 1) or place.device is not None:
             raise ValueError("--devices makes a shard of each device; leave --shard and --device out")
-        answer_on_devices(devices, given(place), todo, options, model=model, allow_missing=allow_missing)
+        options_of_place = given(place) | {"cache": place.cache or os.environ.get("HICOM_CACHE")}
+        answer_on_devices(devices, options_of_place, todo, options, model=model, allow_missing=allow_missing)
     else:
         chat = place.load(model)
         for each in todo:

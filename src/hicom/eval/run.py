@@ -90,6 +90,17 @@ def choose_samples(task: Task, root: Path, limit: int | None) -> list[Sample]:
     return sorted(samples, key=lambda sample: first[clip_of(sample)])
 
 
+def check_videos(task: Task, samples: Sequence[Sample], allow_missing: bool = False) -> None:
+    """Raise BenchmarkError where videos are missing and that is not allowed."""
+    missing = [sample for sample in samples if not sample.video.exists()]
+    if missing and not allow_missing:
+        named = "".join(f"\n  {path}" for path in list(dict.fromkeys(s.video for s in missing))[:MAX_NAMED])
+        raise BenchmarkError(
+            f"{task.name}: {len(missing)} of {len(samples)} samples have no video, the first of these:{named}\n"
+            f"allow_missing (--allow-missing) scores the others and says how many they are"
+        )
+
+
 def clip_of(sample: Sample) -> Clip:
     """Return the part of a video that a sample is about."""
     return sample.video, sample.start_s, sample.end_s, sample.source_fps
@@ -127,13 +138,7 @@ def answer_samples(
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard {index} of {count}: shards are counted from 0")
-    missing = [sample for sample in samples if not sample.video.exists()]
-    if missing and not allow_missing:
-        named = "".join(f"\n  {path}" for path in list(dict.fromkeys(s.video for s in missing))[:MAX_NAMED])
-        raise BenchmarkError(
-            f"{task.name}: {len(missing)} of {len(samples)} samples have no video, the first of these:{named}\n"
-            f"allow_missing (--allow-missing) scores the others and says how many they are"
-        )
+    check_videos(task, samples, allow_missing)
     out.mkdir(parents=True, exist_ok=True)
     _check_config(out / "config.json", _config(chat, task, samples, options, model))
     done = {name for name, line in read_answers(out).items() if "error" not in line}
