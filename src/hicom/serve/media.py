@@ -1,0 +1,309 @@
+"""Videos and pictures that clients of a server name or send, taken without trusting the client.
+
+What is fetched: only `http` and `https`, only from public addresses, which are looked up once for each hop and then
+connected to as they are, so that a name that changes its address in between gains nothing. Sizes, times, pixels and
+frames are checked before anything is decoded as a whole. Local files and private addresses need an explicit permission.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import http.client
+import io
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import av
+import av.error
+from PIL import Image, UnidentifiedImageError
+
+from ..video import VideoError, probe
+
+CHUNK = 2**16
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class MediaError(ValueError):
+    """A video or picture is refused; the text may go to the client.
+
+    Args:
+        message: what is wrong.
+        code: a short name for programs.
+    """
+
+    def __init__(self, message: str, code: str = "invalid_media") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """What a server takes from clients.
+
+    Attributes:
+        max_bytes: of a file, fetched or sent.
+        max_duration_s: of a video.
+        max_pixels: of a frame or picture.
+        max_frames: that a file may hold.
+        max_redirects: that are followed.
+        timeout_s: for a whole fetch.
+        allowed_hosts: the only hosts that are fetched from, their subdomains included; empty: any.
+        allowed_folders: local files under these may be named; empty: none.
+        allow_private: also fetch from private addresses.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_duration_s: float = 2 * 3600.0
+    max_pixels: int = 4096 * 2304
+    max_frames: int = 500_000
+    max_redirects: int = 3
+    timeout_s: float = 30.0
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_folders: tuple[Path, ...] = ()
+    allow_private: bool = False
+
+
+def load_media(url: str, limits: MediaLimits) -> Any:
+    """Return what `VideoChat.encode` takes for a URL: bytes, a path, or a list of pictures.
+
+    Args:
+        url: `http(s)://...`, `data:video/mp4;base64,...` (or an image), `data:video/jpeg;base64,FRAME,FRAME,...`, or
+            `file:///...` where folders are allowed.
+        limits: of the server.
+
+    Raises:
+        MediaError: it is refused, cannot be had, or is neither video nor picture.
+    """
+    source: bytes | Path | list[Image.Image]
+    scheme = url[:16].partition(":")[0].lower()
+    if scheme == "data":
+        source = _from_data(url, limits)
+    elif scheme in ("http", "https"):
+        source = fetch(url, limits)
+    elif scheme == "file":
+        source = _from_file(url, limits)
+    else:
+        raise MediaError("media must be http, https or data URLs", "unsupported_url")
+    check_media(source, limits)
+    return source
+
+
+def check_media(source: bytes | Path | Sequence[Image.Image], limits: MediaLimits) -> None:
+    """Raise MediaError where a file is not within the limits, as far as can be told without decoding it as a whole."""
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        for picture in source:
+            _check_size(picture.width, picture.height, limits)
+        return
+    data = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with Image.open(data) as picture:
+            _check_size(picture.width, picture.height, limits)
+            _check_count(getattr(picture, "n_frames", 1), limits)
+        return
+    except UnidentifiedImageError:
+        pass
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise MediaError("the picture cannot be read") from None
+    if isinstance(data, io.BytesIO):
+        data.seek(0)
+    try:
+        # Sizes that headers tell come first: opening a decoder for a hostile size is what is to be avoided.
+        with av.open(data if isinstance(data, io.BytesIO) else str(data), "r") as container:
+            for stream in container.streams.video:
+                _check_size(stream.codec_context.width, stream.codec_context.height, limits)
+            if container.duration is not None:
+                _check_duration(container.duration / av.time_base, limits)
+        info = probe(source)
+    except (VideoError, av.error.FFmpegError, OSError):
+        raise MediaError("the file is no video or picture that can be read") from None
+    _check_size(info.width, info.height, limits)
+    _check_duration(info.duration_s, limits)
+    _check_count(info.num_frames, limits)
+
+
+def fetch(url: str, limits: MediaLimits) -> bytes:
+    """Return the content behind an `http` or `https` URL.
+
+    Raises:
+        MediaError: the address is not allowed, it does not answer in time, or there is too much of it.
+    """
+    deadline = time.monotonic() + limits.timeout_s
+    for _ in range(limits.max_redirects + 1):
+        connection, path = _connect(url, limits, deadline)
+        try:
+            connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "hicom"})
+            response = connection.getresponse()
+            if response.status in REDIRECTS:
+                url = urljoin(url, response.getheader("Location") or "")
+                continue
+            if response.status != 200:
+                raise MediaError(f"the media's host answered with status {response.status}", "fetch_failed")
+            return _read(response, limits, deadline)
+        except (OSError, http.client.HTTPException):
+            raise MediaError("the media could not be fetched", "fetch_failed") from None
+        finally:
+            connection.close()
+    raise MediaError(f"the media's host redirected more than {limits.max_redirects} times", "fetch_failed")
+
+
+def _connect(url: str, limits: MediaLimits, deadline: float) -> tuple[http.client.HTTPConnection, str]:
+    """Return a connection to an allowed address of a URL's host, and what to ask for there."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise MediaError("the media's URL is malformed", "unsupported_url") from None
+    if parts.scheme not in ("http", "https") or not host or parts.username is not None or parts.password is not None:
+        raise MediaError("media must be http, https or data URLs, without a user name", "unsupported_url")
+    if limits.allowed_hosts and not any(host == each or host.endswith(f".{each}") for each in limits.allowed_hosts):
+        raise MediaError("media may not be fetched from this host", "host_not_allowed")
+    is_secure = parts.scheme == "https"
+    address = _allowed_address(host, port or (443 if is_secure else 80), limits)
+    left = max(0.1, deadline - time.monotonic())
+    connection: http.client.HTTPConnection
+    if is_secure:
+        connection = _PinnedHTTPS(host, port, address, timeout=left)
+    else:
+        connection = _PinnedHTTP(host, port, address, timeout=left)
+    path = parts.path or "/"
+    return connection, f"{path}?{parts.query}" if parts.query else path
+
+
+def _allowed_address(host: str, port: int, limits: MediaLimits) -> str:
+    """Look a host up, once, and return its address; all of its addresses must be allowed."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise MediaError("the media's host is not known", "fetch_failed") from None
+    addresses = [str(each[4][0]) for each in found]
+    if not addresses or (not limits.allow_private and not all(map(is_public, addresses))):
+        raise MediaError("media may not be fetched from this host", "host_not_allowed")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the public internet, also where it carries another one inside."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is not None or ip in ipaddress.ip_network("64:ff9b::/96"):
+            return False  # a way around checks of IPv4 addresses, and nobody's usual address
+    return ip.is_global and not ip.is_multicast
+
+
+class _PinnedHTTP(http.client.HTTPConnection):
+    """A connection to a fixed address, whatever the host's name says by now."""
+
+    def __init__(self, host: str, port: int | None, address: str, timeout: float) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._address = address
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+
+
+class _PinnedHTTPS(http.client.HTTPSConnection):
+    """The same under TLS; the certificate must be that of the name."""
+
+    def __init__(self, host: str, port: int | None, address: str, timeout: float) -> None:
+        self._tls = ssl.create_default_context()
+        super().__init__(host, port, timeout=timeout, context=self._tls)
+        self._address = address
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+
+
+def _read(response: http.client.HTTPResponse, limits: MediaLimits, deadline: float) -> bytes:
+    length = response.getheader("Content-Length") or ""
+    if length.isdecimal() and int(length) > limits.max_bytes:
+        raise _too_large(limits)
+    content = bytearray()
+    while True:
+        if time.monotonic() > deadline:
+            raise MediaError(f"the media took more than {limits.timeout_s:g} s to fetch", "fetch_failed")
+        piece = response.read1(CHUNK)
+        if not piece:
+            return bytes(content)
+        content += piece
+        if len(content) > limits.max_bytes:
+            raise _too_large(limits)
+
+
+def _from_data(url: str, limits: MediaLimits) -> bytes | list[Image.Image]:
+    head, comma, body = url.partition(",")
+    kind = head[5:].lower()
+    if not comma or not kind.endswith(";base64"):
+        raise MediaError("data URLs must be base64: data:video/mp4;base64,...", "unsupported_url")
+    if len(body) > limits.max_bytes * 4 / 3 + 4:
+        raise _too_large(limits)
+    if kind.startswith("video/jpeg"):
+        pictures = [_picture(_decoded(part), limits) for part in body.split(",")]
+        _check_count(len(pictures), limits)
+        return pictures
+    return _decoded(body)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise MediaError("a data URL is not base64") from None
+
+
+def _picture(data: bytes, limits: MediaLimits) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data))
+        _check_size(picture.width, picture.height, limits)
+        return picture.convert("RGB")
+    except MediaError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise MediaError("a frame is no picture that can be read") from None
+
+
+def _from_file(url: str, limits: MediaLimits) -> Path:
+    path = Path(unquote(urlsplit(url).path))
+    refused = MediaError("local files may not be named here", "file_not_allowed")
+    if not limits.allowed_folders:
+        raise refused
+    try:
+        real = path.resolve(strict=True)  # links and .. are followed first
+    except OSError:
+        raise refused from None
+    if not any(real.is_relative_to(folder.resolve()) for folder in limits.allowed_folders) or not real.is_file():
+        raise refused
+    if real.stat().st_size > limits.max_bytes:
+        raise _too_large(limits)
+    return real
+
+
+def _too_large(limits: MediaLimits) -> MediaError:
+    return MediaError(f"the media has more than {limits.max_bytes:,} bytes", "media_too_large")
+
+
+def _check_size(width: int, height: int, limits: MediaLimits) -> None:
+    if width * height > limits.max_pixels:
+        text = f"frames have {width}x{height} pixels; at most {limits.max_pixels:,} are taken"
+        raise MediaError(text, "media_too_large")
+
+
+def _check_duration(seconds: float, limits: MediaLimits) -> None:
+    if seconds > limits.max_duration_s:
+        text = f"the video lasts {seconds:.0f} s; at most {limits.max_duration_s:g} s are taken"
+        raise MediaError(text, "media_too_large")
+
+
+def _check_count(frames: int, limits: MediaLimits) -> None:
+    if frames > limits.max_frames:
+        text = f"the file holds {frames:,} frames; at most {limits.max_frames:,} are taken"
+        raise MediaError(text, "media_too_large")
