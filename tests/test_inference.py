@@ -225,6 +225,63 @@ def test_several_videos_in_one_prompt(chat: VideoChat, video: EncodedVideo) -> N
     assert answer.num_uncompressed_tokens == 10 * 25
 
 
+def test_replies_are_those_of_a_conversation(chat: VideoChat, video: EncodedVideo) -> None:
+    talk = chat.conversation(video)
+    first = talk.ask(QUESTIONS[0], max_new_tokens=3)
+    second = talk.ask(QUESTIONS[1], max_new_tokens=3)
+    messages = [
+        {"role": "user", "content": QUESTIONS[0]},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": QUESTIONS[1]},
+    ]
+    assert chat.reply(messages[:1], [video], max_new_tokens=3) == first
+    assert chat.reply(messages, [video], max_new_tokens=3) == second
+    system = [{"role": "system", "content": "answer yes"}, *messages]
+    answer = chat.reply(system, [video], max_new_tokens=3)
+    assert answer.num_prompt_tokens > second.num_prompt_tokens
+    assert answer.num_visual_tokens == second.num_visual_tokens
+    pieces = chat.stream_reply(messages, [video], max_new_tokens=3)
+    texts = []
+    while True:
+        try:
+            texts.append(next(pieces))
+        except StopIteration as stop:
+            whole = stop.value
+            break
+    assert "".join(texts) == whole.text == second.text
+    assert (whole.num_prompt_tokens, whole.num_new_tokens) == (second.num_prompt_tokens, second.num_new_tokens)
+
+
+def test_replies_without_a_video(chat: VideoChat, video: EncodedVideo) -> None:
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    answer = chat.reply(messages, max_new_tokens=3)
+    assert answer.num_visual_tokens == 0
+    ids = chat.processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+    assert answer.num_prompt_tokens == ids.shape[-1]
+    expected = chat.model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)[0, ids.shape[-1] :]
+    assert answer.text == chat.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "a"}]])
+def test_replies_need_a_user_turn(messages: list[dict[str, str]], chat: VideoChat) -> None:
+    with pytest.raises(ValueError, match="the last message must be of the user"):
+        chat.reply(messages)
+
+
+def test_answers_count_their_tokens(chat: VideoChat, video: EncodedVideo) -> None:
+    cut = chat.ask(video, QUESTIONS[0], max_new_tokens=2)
+    assert (cut.num_new_tokens, cut.is_cut) == (2, True)
+    end = chat.processor.tokenizer.eos_token_id
+    ended = chat.ask(
+        video,
+        [QUESTIONS[0], "what ?"],
+        max_new_tokens=5,
+        suppress_tokens=[n for n in range(tiny.VOCABULARY) if n != end],
+    )
+    assert all((each.num_new_tokens, each.is_cut, each.text) == (1, False, "") for each in ended)
+    assert ended[0].num_prompt_tokens > ended[1].num_prompt_tokens > ended[0].num_visual_tokens
+
+
 def test_error_in_the_generation_thread_reaches_the_caller(chat: VideoChat, video: EncodedVideo) -> None:
     with pytest.raises(ValueError, match="temperature"):
         list(chat.stream(video, QUESTIONS[0], do_sample=True, temperature=-1.0))

@@ -71,6 +71,12 @@ SIGNATURES = {
     "VideoChat.stream": (
         "(video, question, *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),
+    "VideoChat.reply": (
+        "(messages, videos=(), *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
+    ),
+    "VideoChat.stream_reply": (
+        "(messages, videos=(), *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
+    ),
     "VideoChat.conversation": "(video)",
     "probe": "(source, *, source_fps=25.0)",
     "read_frames": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +35,9 @@ class Answer(str):
 
     Attributes:
         num_visual_tokens: visual tokens that the LLM read.
+        num_prompt_tokens: all tokens that it read, visual ones included.
+        num_new_tokens: tokens that it wrote, the end mark included.
+        is_cut: it reached `max_new_tokens` before it ended.
         num_uncompressed_tokens: what it would have read without compression.
         instruction: what steered the compressor.
         window: (T, H, W) of the local branch in force; None without one.
@@ -44,6 +47,9 @@ class Answer(str):
     """
 
     num_visual_tokens: int
+    num_prompt_tokens: int
+    num_new_tokens: int
+    is_cut: bool
     num_uncompressed_tokens: int
     instruction: str
     window: Window | None
@@ -63,6 +69,7 @@ class _Prompt:
     attention_mask: Tensor
     instructions: list[str]
     num_visual_tokens: list[int]
+    num_prompt_tokens: list[int]
     num_uncompressed_tokens: list[int]
     window: Window | None
     timings: dict[str, float]
@@ -348,6 +355,67 @@ class VideoChat:
             conversation, video, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
         )
 
+    def reply(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        videos: Sequence[Any] = (),
+        *,
+        instruction: str | None = None,
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> Answer:
+        """Answer the last turn of a conversation.
+
+        Args:
+            messages: `{"role": "system" | "user" | "assistant", "content": text}`, the last one of the user.
+            videos: that it is about, in order, as in `ask`; they stand before the first user turn. None at all is fine.
+            instruction: what steers the compressor in place of the last user turn.
+            window: (T, H, W) of the local branch in place of the model's.
+            max_visual_tokens: budget a video that picks the window instead.
+            max_new_tokens: longest answer.
+            **kwargs: arguments of `generate`.
+
+        Raises:
+            ValueError: the messages do not end with a user turn, or what `ask` raises.
+        """
+        conversation = _checked(messages)
+        (answer,) = self._answer(
+            [conversation],
+            [self._encoded_all(videos)],
+            [instruction],
+            window,
+            max_visual_tokens,
+            max_new_tokens=max_new_tokens,
+            **kwargs,
+        )
+        return answer
+
+    def stream_reply(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        videos: Sequence[Any] = (),
+        *,
+        instruction: str | None = None,
+        window: Window | None = None,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **kwargs: Any,
+    ) -> Generator[str, None, Answer]:
+        """Yield what `reply` returns piece by piece, then return it as a whole. Arguments as in `reply`."""
+        return (
+            yield from self._stream(
+                _checked(messages),
+                self._encoded_all(videos),
+                instruction,
+                window,
+                max_visual_tokens,
+                max_new_tokens=max_new_tokens,
+                **kwargs,
+            )
+        )
+
     def conversation(self, video: Any) -> Conversation:
         """Start a conversation of many turns about a video; arguments as in `ask`."""
         return Conversation(self, self._encoded(video))
@@ -377,6 +445,9 @@ class VideoChat:
             return video
         return [self.encode(video)]
 
+    def _encoded_all(self, videos: Sequence[Any]) -> list[EncodedVideo]:
+        return [each for video in videos for each in self._encoded(video)]
+
     def _visual_tokens(
         self, rows: list[list[EncodedVideo]], instructions: list[str], window: Window | None
     ) -> list[list[Tensor]]:
@@ -389,12 +460,12 @@ class VideoChat:
         if all(len(row) == len(videos) for row, videos in zip(found, rows, strict=True)):
             return found
         keys = [self._row_key(*pair) for pair in zip(rows, instructions, strict=True)]
-        pairs = dict(zip(keys, zip(rows, instructions, strict=True), strict=True))
+        pairs = {key: pair for key, pair in zip(keys, zip(rows, instructions, strict=True), strict=True) if pair[0]}
         tokens: list[list[Tensor]] = []
         for some in _groups(list(pairs.values())):
             tokens += self._compress(some, window)
         of_key = dict(zip(pairs, tokens, strict=True))
-        return [of_key[key] for key in keys]
+        return [of_key.get(key, []) for key in keys]
 
     def _row_key(self, videos: list[EncodedVideo], text: str) -> tuple[Any, ...]:
         """Return what the tokens of a row depend on: rows that share it are compressed once."""
@@ -440,7 +511,7 @@ class VideoChat:
         if max_visual_tokens is not None:
             if window is not None:
                 raise ValueError("window and max_visual_tokens both choose the window; pass one of them")
-            most = max(video.num_frames for videos in rows for video in videos)
+            most = max((video.num_frames for videos in rows for video in videos), default=1)
             window = self.processor.choose_window(most, max_visual_tokens)
         model, device = self.model.model, self.model.device
         with timed(timings, "compressor", device):
@@ -448,9 +519,9 @@ class VideoChat:
         tokens = [x for row in compressed for x in row]
         rendered: list[list[dict[str, Any]]] = []
         for conversation, videos in zip(conversations, rows, strict=True):
-            first, *rest = conversation
-            content = [*({"type": "video"} for _ in videos), {"type": "text", "text": first["content"]}]
-            rendered.append([{"role": first["role"], "content": content}, *rest])
+            place = next(n for n, message in enumerate(conversation) if message["role"] == "user")
+            content = [*({"type": "video"} for _ in videos), {"type": "text", "text": conversation[place]["content"]}]
+            rendered.append([*conversation[:place], {"role": "user", "content": content}, *conversation[place + 1 :]])
         batch = self.processor.apply_chat_template(
             rendered,
             tokenize=True,
@@ -460,14 +531,15 @@ class VideoChat:
             window=window,
         )
         input_ids = batch["input_ids"].to(device)
-        embeddings = place_tokens(
-            model.get_input_embeddings()(input_ids), input_ids, model.config.video_token_id, tuple(tokens), "video"
-        )
+        embeddings = model.get_input_embeddings()(input_ids)
+        if tokens:
+            embeddings = place_tokens(embeddings, input_ids, model.config.video_token_id, tuple(tokens), "video")
         return _Prompt(
             embeddings,
             batch["attention_mask"].to(device),
             texts,
             [sum(len(x) for x in row) for row in compressed],
+            batch["attention_mask"].sum(-1).tolist(),
             [sum(video.num_patches for video in videos) for videos in rows],
             getattr(model.compressor, "window", None) if window is None else window,
             timings,
@@ -488,10 +560,23 @@ class VideoChat:
             ids = self.model.generate(
                 inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **_sampling(kwargs)
             )
-        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [
-            _make_answer(text, prompt, i) for i, text in enumerate(texts[:: max(1, len(texts) // len(conversations))])
-        ]
+        best = ids[:: max(1, len(ids) // len(conversations))]
+        return [self._make_answer(row, prompt, number) for number, row in enumerate(best)]
+
+    def _make_answer(self, ids: Tensor, prompt: _Prompt, number: int) -> Answer:
+        """Return the answer that generated tokens make, with what it cost."""
+        answer = Answer(self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
+        ends = torch.as_tensor(self.model.generation_config.eos_token_id, device=ids.device)
+        found = torch.isin(ids, ends).nonzero()
+        answer.is_cut = len(found) == 0
+        answer.num_new_tokens = len(ids) if answer.is_cut else int(found[0]) + 1
+        answer.num_visual_tokens = prompt.num_visual_tokens[number]
+        answer.num_prompt_tokens = prompt.num_prompt_tokens[number]
+        answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens[number]
+        answer.instruction = prompt.instructions[number]
+        answer.window = prompt.window
+        answer.timings = dict(prompt.timings)
+        return answer
 
     def _stream(
         self,
@@ -501,7 +586,7 @@ class VideoChat:
         window: Window | None,
         max_visual_tokens: int | None,
         **kwargs: Any,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, Answer]:
         with torch.inference_mode():
             prompt = self._prompt([conversation], [self._encoded(video)], [instruction], window, max_visual_tokens)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
@@ -509,9 +594,9 @@ class VideoChat:
         kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])
 
         @torch.inference_mode()
-        def generate() -> None:
+        def generate() -> Tensor:
             try:
-                self.model.generate(
+                return self.model.generate(
                     inputs_embeds=prompt.inputs_embeds,
                     attention_mask=prompt.attention_mask,
                     streamer=streamer,
@@ -535,7 +620,8 @@ class VideoChat:
         finally:
             closed.set()
             wait([generation])
-        generation.result()
+        ids = generation.result()
+        return self._make_answer(ids[0], prompt, 0)
 
 
 def _groups(pairs: Sequence[tuple[list[EncodedVideo], str]]) -> Iterator[list[tuple[list[EncodedVideo], str]]]:
@@ -669,14 +755,12 @@ def _instruction(conversation: list[dict[str, str]], instruction: str | None) ->
     return extract_instruction(question) if instruction is None else instruction
 
 
-def _make_answer(text: str, prompt: _Prompt, number: int) -> Answer:
-    answer = Answer(text.strip())
-    answer.num_visual_tokens = prompt.num_visual_tokens[number]
-    answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens[number]
-    answer.instruction = prompt.instructions[number]
-    answer.window = prompt.window
-    answer.timings = dict(prompt.timings)
-    return answer
+def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return the messages of a conversation that can be answered."""
+    conversation = [{"role": str(each["role"]), "content": str(each["content"])} for each in messages]
+    if not conversation or conversation[-1]["role"] != "user":
+        raise ValueError("the last message must be of the user")
+    return conversation
 
 
 def _sampling(kwargs: dict[str, Any]) -> dict[str, Any]:
