@@ -8,6 +8,7 @@ import gc
 import inspect
 import json
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -678,6 +679,89 @@ def bench(
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Who may ask, and what is taken from them."""
+
+    api_key_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """file with the key that clients must send; or set HICOM_API_KEY; by default none is needed"""
+    allow_host: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """fetch media from these hosts and their subdomains alone; by default from all public addresses"""
+    allow_folder: Annotated[tuple[Path, ...], arg(metavar="DIR ...", help_behavior_hint="")] = ()
+    """let clients name local files under these folders, as file:///..."""
+    allow_private: bool = False
+    """also fetch media from private addresses"""
+    max_mb: int = 256
+    """largest video or picture, in MB"""
+    max_duration_s: float = 7200.0
+    """longest video"""
+    max_frames: int = 256
+    """most frames of a video that a request may ask for"""
+    max_waiting: int = 64
+    """requests that may wait; more are refused with status 429"""
+
+
+def serve(
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = "hicom-tiny",
+    *,
+    place: OmitArgPrefixes[PlaceOptions] = PlaceOptions(),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: Text = None,
+    access: OmitArgPrefixes[AccessOptions] = AccessOptions(),
+) -> None:
+    """Serve a model with the chat completions API of OpenAI (a development server, one request at a time).
+
+    Args:
+        model: a checkpoint folder, a hub id, or the name of an embedded model.
+        place: where the model runs.
+        host: address to listen at; 0.0.0.0 lets other machines in.
+        port: to listen at.
+        name: of the model, for clients; by default that of its folder.
+        access: who may ask, and what is taken from them.
+    """
+    check_positive({"--max-mb": access.max_mb, "--max-frames": access.max_frames, "--max-waiting": access.max_waiting})
+    if not 0 < port < 65536:
+        raise ValueError(f"--port {port}: give a number from 1 to 65535")
+    for folder in access.allow_folder:
+        if not folder.is_dir():
+            raise ValueError(f"--allow-folder {folder}: no such folder")
+    key = os.environ.get("HICOM_API_KEY")
+    if access.api_key_file is not None:
+        key = access.api_key_file.read_text("utf-8").strip()
+        if not key:
+            raise ValueError(f"--api-key-file {access.api_key_file}: it is empty")
+    try:
+        import uvicorn
+
+        from hicom.serve.local import ServerSettings, create_app
+        from hicom.serve.media import MediaLimits
+        from hicom.serve.requests import RequestLimits
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is missing: pip install 'hicom[serve]'") from None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:  # before a large model is loaded
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+    chat = place.load(model)
+    settings = ServerSettings(
+        name=name or Path(model).name,
+        api_key=key,
+        max_waiting=access.max_waiting,
+        media=MediaLimits(
+            max_bytes=access.max_mb * 10**6,
+            max_duration_s=access.max_duration_s,
+            allowed_hosts=access.allow_host,
+            allowed_folders=access.allow_folder,
+            allow_private=access.allow_private,
+        ),
+        requests=RequestLimits(max_frames=access.max_frames),
+    )
+    print(f"serving {settings.name} at http://{host}:{port}/v1", file=sys.stderr)
+    uvicorn.Server(uvicorn.Config(create_app(chat, settings), log_level="warning")).run(sockets=[listener])
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """Which language model judges open answers."""
 
@@ -867,6 +951,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "world": world,
     "data": data,
     "eval": evaluate,
+    "serve": serve,
     "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.

@@ -1,0 +1,344 @@
+"""A small server with the chat completions API of OpenAI, on `VideoChat`: for development and for one machine.
+
+Requests wait in a bounded queue and are answered one after the other, each as if it was alone. Videos that were asked
+about lately stay encoded, so that another question about one costs no vision encoder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from ..data.cache import content_digest
+from ..encoding import EncodedVideo
+from ..inference import Answer, VideoChat
+from ..video import VideoError
+from .media import MediaError, MediaLimits, load_media
+from .requests import ChatRequest, RequestError, RequestLimits, parse_request
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a server behaves.
+
+    Attributes:
+        name: of the model, for clients.
+        api_key: that clients must send; None: none.
+        max_waiting: requests that may wait; more are refused with status 429.
+        max_body_bytes: of a request.
+        kept_videos: encoded videos that are kept.
+        media: what is taken from clients.
+        requests: what they may ask for.
+    """
+
+    name: str
+    api_key: str | None = None
+    max_waiting: int = 64
+    max_body_bytes: int = 400 * 2**20
+    kept_videos: int = 8
+    media: MediaLimits = field(default_factory=MediaLimits)
+    requests: RequestLimits = field(default_factory=RequestLimits)
+
+
+class Engine:
+    """The model and what waits for it. All its work is done in one thread, which lives as long as the process.
+
+    Args:
+        chat: the model.
+        settings: of the server.
+    """
+
+    def __init__(self, chat: VideoChat, settings: ServerSettings) -> None:
+        self.chat, self.settings = chat, settings
+        self.waiting = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hicom-serve")
+        self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="hicom-fetch")
+        self._kept: OrderedDict[str, EncodedVideo] = OrderedDict()
+
+    async def media(self, request: ChatRequest) -> list[Any]:
+        """Return the media of a request, fetched side by side."""
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._fetchers, load_media, url, self.settings.media) for _, url in request.media]
+        return list(await asyncio.gather(*jobs))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, done in the model's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def videos(self, request: ChatRequest, sources: list[Any]) -> list[EncodedVideo]:
+        """Return the encoded media of a request."""
+        videos = []
+        for (kind, _), source in zip(request.media, sources, strict=True):
+            choice = request.choice if kind == "video" else {"num_frames": 1}
+            if isinstance(source, list):  # frames that the client chose
+                choice = {"num_frames": min(len(source), self.settings.requests.max_frames)}
+            digest = content_digest(source)
+            key = None if digest is None else f"{digest} {sorted(choice.items())}"
+            video = None if key is None else self._kept.pop(key, None)
+            if video is None:
+                video = self.chat.encode(source, **choice)
+            if key is not None:
+                self._kept[key] = video
+                while len(self._kept) > self.settings.kept_videos:
+                    self._kept.popitem(last=False)
+            videos.append(video)
+        return videos
+
+    def reply(self, request: ChatRequest, sources: list[Any]) -> Answer:
+        """Return the whole answer."""
+        return self.chat.reply(request.messages, self.videos(request, sources), **request.options)
+
+    def stream(
+        self, request: ChatRequest, sources: list[Any], send: Callable[[str], None], closed: threading.Event
+    ) -> Answer | None:
+        """Send the pieces of the answer, and return it; None where the client went away."""
+        pieces = self.chat.stream_reply(request.messages, self.videos(request, sources), **request.options)
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as stop:
+                answer: Answer = stop.value
+                return answer
+            if closed.is_set():
+                pieces.close()  # stops the generation
+                return None
+            send(piece)
+
+
+class Metrics:
+    """What `/metrics` tells, in the form of Prometheus.
+
+    Args:
+        engine: whose queue is watched.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("hicom_requests", "Requests by status", ["status"], registry=self.registry)
+        self.tokens = Counter("hicom_tokens", "Tokens by kind", ["kind"], registry=self.registry)
+        self.seconds = Histogram("hicom_request_seconds", "Seconds a request took", registry=self.registry)
+        waiting = Gauge("hicom_requests_waiting", "Requests that wait or are answered", registry=self.registry)
+        waiting.set_function(lambda: engine.waiting)
+
+    def count(self, answer: Answer) -> None:
+        """Count the tokens of an answer."""
+        self.tokens.labels("prompt").inc(answer.num_prompt_tokens)
+        self.tokens.labels("visual").inc(answer.num_visual_tokens)
+        self.tokens.labels("completion").inc(answer.num_new_tokens)
+
+
+def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
+    """Return the application: `/v1/chat/completions`, `/v1/models`, `/health` and `/metrics`."""
+    app = FastAPI(title="hicom", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    engine = Engine(chat, settings)
+    metrics = Metrics(engine)
+    created = int(time.time())
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        if request.url.path.startswith("/v1/") and settings.api_key is not None:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {settings.api_key}".encode()):
+                return error_response("the API key is missing or wrong", 401, code="invalid_api_key")
+        return await call_next(request)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        return error_response(str(error.detail), error.status_code, code="http_error")
+
+    @app.get("/health")
+    async def health() -> Response:
+        return PlainTextResponse("ok")
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return PlainTextResponse(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        model = {"id": settings.name, "object": "model", "created": created, "owned_by": "hicom"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    @app.post("/v1/chat/completions")
+    async def completions(request: Request) -> Response:
+        start = time.perf_counter()
+        response = await answer(request)
+        metrics.requests.labels(str(response.status_code)).inc()
+        metrics.seconds.observe(time.perf_counter() - start)
+        return response
+
+    async def answer(request: Request) -> Response:
+        try:
+            parsed = parse_request(await read_body(request, settings.max_body_bytes), settings.requests)
+            if parsed.model != settings.name:
+                text = f"there is no model {parsed.model!r} here; there is {settings.name!r}"
+                raise RequestError(text, "model", "model_not_found", 404)
+        except RequestError as error:
+            return refusal(error)
+        if engine.waiting >= settings.max_waiting:
+            return error_response("too many requests are waiting; try again later", 429, code="overloaded")
+        engine.waiting += 1
+        is_streaming = False
+        try:
+            sources = await engine.media(parsed)
+            if parsed.is_stream:
+                # The first piece comes before the headers, so that what is wrong with a request is still an error.
+                pieces = stream(parsed, sources)
+                first = await anext(pieces)
+                is_streaming = True
+                return StreamingResponse(rest(first, pieces), media_type="text/event-stream")
+            whole = await engine.run(lambda: engine.reply(parsed, sources))
+        except (RequestError, MediaError, VideoError, ValueError) as error:
+            return refusal(error)
+        except Exception:
+            logger.exception("a request failed")
+            return error_response("the server failed at this request", 500, kind="server_error", code="internal")
+        finally:
+            if not is_streaming:
+                engine.waiting -= 1
+        metrics.count(whole)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": whole.text},
+            "finish_reason": "length" if whole.is_cut else "stop",
+        }
+        return JSONResponse(envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)})
+
+    async def stream(parsed: ChatRequest, sources: list[Any]) -> AsyncIterator[str]:
+        """Yield the events of a streamed answer."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        closed = threading.Event()
+
+        def send(piece: str | None) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, piece)
+
+        def work() -> Answer | None:
+            try:
+                return engine.stream(parsed, sources, send, closed)
+            finally:
+                send(None)
+
+        job = asyncio.ensure_future(engine.run(work))
+        head = envelope(parsed, "chat.completion.chunk")
+        try:
+            started = False
+            while (piece := await queue.get()) is not None:
+                delta = {"content": piece} if started else {"role": "assistant", "content": piece}
+                started = True
+                yield event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+            whole = await job
+            if whole is None:
+                return
+            metrics.count(whole)
+            nothing = {} if started else {"role": "assistant", "content": ""}
+            last = {"index": 0, "delta": nothing, "finish_reason": "length" if whole.is_cut else "stop"}
+            yield event(head | {"choices": [last]})
+            if parsed.with_usage:
+                yield event(head | {"choices": [], "usage": usage(whole)})
+            yield "data: [DONE]\n\n"
+        finally:
+            closed.set()
+
+    async def rest(first: str, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+        try:
+            yield first
+            async for piece in pieces:
+                yield piece
+        except (MediaError, VideoError, ValueError) as error:
+            yield event(error_body(str(error), "invalid_request_error", None, "invalid_request"))
+        except Exception:
+            logger.exception("a streamed request failed")
+            yield event(error_body("the server failed at this request", "server_error", None, "internal"))
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+            engine.waiting -= 1
+
+    return app
+
+
+async def read_body(request: Request, most: int) -> Any:
+    """Return the JSON of a request, read no further than is allowed.
+
+    Raises:
+        RequestError: it is too long, or no JSON.
+    """
+    too_long = RequestError(f"the request has more than {most:,} bytes", None, "request_too_large", 413)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
+        raise too_long
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > most:
+            raise too_long
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise RequestError("the body is not JSON") from None
+
+
+def envelope(request: ChatRequest, kind: str) -> dict[str, Any]:
+    """Return what every response has."""
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": request.model}
+
+
+def usage(answer: Answer) -> dict[str, Any]:
+    """Return what an answer cost."""
+    return {
+        "prompt_tokens": answer.num_prompt_tokens,
+        "completion_tokens": answer.num_new_tokens,
+        "total_tokens": answer.num_prompt_tokens + answer.num_new_tokens,
+        "prompt_tokens_details": {
+            "visual_tokens": answer.num_visual_tokens,
+            "uncompressed_visual_tokens": answer.num_uncompressed_tokens,
+        },
+    }
+
+
+def event(body: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def refusal(error: Exception) -> Response:
+    """Return the response to a request that is wrong; errors of ours have texts made for clients."""
+    if isinstance(error, RequestError):
+        return error_response(str(error), error.status, param=error.param, code=error.code)
+    if isinstance(error, MediaError):
+        return error_response(str(error), 413 if error.code == "media_too_large" else 400, "messages", error.code)
+    if isinstance(error, VideoError):  # its text names what was read, which is the client's own
+        return error_response("a video cannot be read as it is asked for", 400, "messages", "invalid_media")
+    return error_response(str(error), 400)
+
+
+def error_response(
+    message: str, status: int, param: str | None = None, code: str = "invalid_request", kind: str = ""
+) -> Response:
+    """Return an error in OpenAI's form."""
+    kind = kind or ("authentication_error" if status == 401 else "invalid_request_error")
+    return JSONResponse(error_body(message, kind, param, code), status_code=status)
+
+
+def error_body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
+    """Return the body of an error in OpenAI's form."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,223 @@
+"""Requests of the chat completions API: what may be in them, and what they ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..model.ops import Window
+
+ROLES = ("system", "user", "assistant")
+SAMPLING = ("temperature", "top_p")
+IGNORED = frozenset({"user", "n", "stream", "stream_options", "model", "messages", "seed", "store", "metadata", "stop"})
+"""Known fields that are read elsewhere, or change nothing here."""
+
+
+class RequestError(ValueError):
+    """A request is refused; the text goes to the client.
+
+    Args:
+        message: what is wrong.
+        param: the field that it is about.
+        code: a short name for programs.
+        status: of HTTP.
+    """
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str = "invalid_request", status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What a request may ask for.
+
+    Attributes:
+        max_media: videos and pictures of a request.
+        max_frames: frames of a video.
+        max_tokens: longest answer.
+        max_messages: turns.
+        max_characters: of all texts.
+    """
+
+    max_media: int = 8
+    max_frames: int = 256
+    max_tokens: int = 2048
+    max_messages: int = 64
+    max_characters: int = 100_000
+
+
+@dataclass
+class ChatRequest:
+    """A request, checked.
+
+    Attributes:
+        model: that is asked for.
+        messages: turns of text.
+        media: `video` or `image` and URL, in order.
+        options: arguments of `VideoChat.reply`.
+        choice: frames of each video: `num_frames` or `fps`.
+        is_stream: pieces are wanted as they come.
+        with_usage: the last piece tells what it cost.
+    """
+
+    model: str
+    messages: list[dict[str, str]]
+    media: list[tuple[str, str]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    choice: dict[str, Any] = field(default_factory=dict)
+    is_stream: bool = False
+    with_usage: bool = False
+
+
+def parse_request(body: Any, limits: RequestLimits) -> ChatRequest:
+    """Return a request of `POST /v1/chat/completions`, checked.
+
+    Beside OpenAI's fields there are `instruction`, `window`, `max_visual_tokens`, `num_frames` and `fps`, also inside
+    `mm_processor_kwargs`, where vLLM has them.
+
+    Raises:
+        RequestError: something is missing, unknown, out of bounds or contradicts itself.
+    """
+    if not isinstance(body, Mapping):
+        raise RequestError("the body must be a JSON object")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError("'model' must name a model", "model")
+    request = ChatRequest(model, *_messages(body.get("messages"), limits))
+    request.is_stream = _flag(body, "stream")
+    stream_options = body.get("stream_options") or {}
+    request.with_usage = isinstance(stream_options, Mapping) and stream_options.get("include_usage") is True
+    if body.get("n") not in (None, 1):
+        raise RequestError("'n' must be 1", "n")
+    if body.get("stop") not in (None, [], ""):
+        raise RequestError("'stop' is not supported", "stop")
+    fields = dict(body)
+    for name, value in (_object(body, "mm_processor_kwargs") or {}).items():
+        if name in fields and fields[name] != value:
+            raise RequestError(f"{name!r} is given twice, and differently", name, "conflict")
+        fields[name] = value
+    fields.pop("mm_processor_kwargs", None)
+    instruction = fields.pop("instruction", None)
+    if instruction is not None:
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise RequestError("'instruction' must be text", "instruction")
+        request.options["instruction"] = instruction
+    window = fields.pop("window", None)
+    if window is not None:
+        request.options["window"] = _window(window)
+    for name, key, most, where in (
+        ("max_visual_tokens", "max_visual_tokens", 10**6, request.options),
+        ("num_frames", "num_frames", limits.max_frames, request.choice),
+        ("max_tokens", "max_new_tokens", limits.max_tokens, request.options),  # the old name of the next one
+        ("max_completion_tokens", "max_new_tokens", limits.max_tokens, request.options),
+    ):
+        value = fields.pop(name, None)
+        if value is not None:
+            where[key] = _whole(value, name, most)
+    request.options.setdefault("max_new_tokens", min(512, limits.max_tokens))
+    fps = fields.pop("fps", None)
+    if fps is not None:
+        request.choice |= {"fps": _number(fps, "fps", 0, 120), "max_frames": limits.max_frames}
+        if "num_frames" in request.choice:
+            raise RequestError("'num_frames' and 'fps' both choose the frames; give one", "fps", "conflict")
+    if window is not None and "max_visual_tokens" in request.options:
+        raise RequestError("'window' and 'max_visual_tokens' both choose the window; give one", "window", "conflict")
+    for name in SAMPLING:
+        value = fields.pop(name, None)
+        if value is not None:
+            request.options[name] = _number(value, name, 0, 2 if name == "temperature" else 1)
+    if request.options.get("temperature") == 0:
+        request.options.pop("temperature")
+        request.options.pop("top_p", None)
+    elif "temperature" in request.options or request.options.get("top_p", 1) < 1:
+        request.options["do_sample"] = True
+    # Clients send defaults of fields that are not supported; only what would change something is refused.
+    unknown = sorted(name for name in set(fields) - IGNORED if fields[name])
+    if unknown:
+        raise RequestError(f"unknown fields: {', '.join(unknown)}", unknown[0])
+    return request
+
+
+def _messages(value: Any, limits: RequestLimits) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
+    if not isinstance(value, list) or not value:
+        raise RequestError("'messages' must be a list of messages", "messages")
+    if len(value) > limits.max_messages:
+        raise RequestError(f"there are {len(value)} messages; at most {limits.max_messages} are taken", "messages")
+    messages, media = [], []
+    for number, message in enumerate(value):
+        where = f"messages[{number}]"
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise RequestError(f"{where} needs a role: {', '.join(ROLES)}", "messages")
+        text, found = _content(message.get("content"), where)
+        if found and message["role"] != "user":
+            raise RequestError(f"{where}: media belong into messages of the user", "messages")
+        messages.append({"role": str(message["role"]), "content": text})
+        media += found
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise RequestError("the last message must be a question of the user", "messages")
+    if len(media) > limits.max_media:
+        raise RequestError(f"there are {len(media)} media; at most {limits.max_media} are taken", "messages")
+    if sum(len(message["content"]) for message in messages) > limits.max_characters:
+        raise RequestError(f"the messages have more than {limits.max_characters:,} characters", "messages")
+    return messages, media
+
+
+def _content(value: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the text and the media of a message."""
+    if isinstance(value, str):
+        return value, []
+    if not isinstance(value, list):
+        raise RequestError(f"{where}.content must be text or a list of parts", "messages")
+    texts, media = [], []
+    for part in value:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+            continue
+        if kind not in ("video_url", "image_url"):
+            raise RequestError(
+                f"{where}.content has a part of type {kind!r}; text, video_url and image_url are taken", "messages"
+            )
+        entry = part.get(kind)
+        url = entry.get("url") if isinstance(entry, Mapping) else entry
+        if not isinstance(url, str) or not url:
+            raise RequestError(f"{where}.content: {kind} needs a 'url'", "messages")
+        media.append((kind.removesuffix("_url"), url))
+    return "\n".join(texts), media
+
+
+def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    value = body.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise RequestError(f"{name!r} must be an object", name)
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if value not in (None, True, False):
+        raise RequestError(f"{name!r} must be true or false", name)
+    return bool(value)
+
+
+def _whole(value: Any, name: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RequestError(f"{name!r} must be a whole number from 1 to {most:,}", name)
+    return value
+
+
+def _number(value: Any, name: str, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise RequestError(f"{name!r} must be a number from {least:g} to {most:g}", name)
+    return float(value)
+
+
+def _window(value: Any) -> Window:
+    if not isinstance(value, list) or len(value) != 3:
+        raise RequestError("'window' must be three sizes, for example [4, 3, 3]", "window")
+    first, second, third = (_whole(size, "window", 10**4) for size in value)
+    return first, second, third

@@ -1,0 +1,92 @@
+"""`hicom serve`: starts, answers, stops; wrong options are one clear line."""
+
+import base64
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from hicom import VideoChat, cli
+
+DEMO = Path(cli.__file__).parent / "assets" / "demo.mp4"
+QUESTION = "What color is the circle?"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_it_serves_the_embedded_model(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "key").write_text("secret\n", "utf-8")
+    command = [sys.executable, "-m", "hicom", "serve", "hicom-tiny", "--device", "cpu", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--api-key-file", str(tmp_path / "key"), "--allow-folder", str(DEMO.parent)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=0)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert [model.id for model in client.models.list()] == ["hicom-tiny"]
+                break
+            except openai.APIConnectionError:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        expected = VideoChat.from_pretrained("hicom-tiny", device="cpu").ask(DEMO, QUESTION).text
+        for url in (f"data:video/mp4;base64,{base64.b64encode(DEMO.read_bytes()).decode()}", DEMO.as_uri()):
+            content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+            answer = client.chat.completions.create(
+                model="hicom-tiny",
+                messages=[{"role": "user", "content": content}],  # type: ignore[typeddict-item,list-item]
+                temperature=0,
+            )
+            assert answer.choices[0].message.content == expected
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "0"], "--port 0: give a number from 1 to 65535"),
+        (["--max-mb", "0"], "--max-mb 0: give a positive number"),
+        (["--allow-folder", "nowhere"], "--allow-folder nowhere: no such folder"),
+        (["--api-key-file", "nowhere"], "nowhere: No such file"),
+        (["no-such-model"], "no-such-model"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", *options]) == 2
+    err = capfd.readouterr().err.splitlines()[-1]
+    assert err.startswith("hicom: error: ")
+    assert message in err
+
+
+def test_an_empty_key_is_no_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_text("\n", "utf-8")
+    assert cli.main(["serve", "--api-key-file", str(tmp_path / "key")]) == 2
+    assert "it is empty" in capfd.readouterr().err
+
+
+def test_a_port_in_use_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert cli.main(["serve", "--device", "cpu", "--port", str(taken.getsockname()[1])]) == 2
+    assert "in use" in capfd.readouterr().err
