@@ -172,14 +172,20 @@ def tap(tower: nn.Module, number: int) -> bool:
     return True
 
 
-class HIComModel(HIComPreTrainedModel):
-    """Vision tower, instruction encoder, compressor and LLM without its output matrix."""
+class VisualParts:
+    """Vision tower, instruction encoder and compressor: all between frames and visual tokens.
 
-    # A folder of the whole model also holds the output matrix.
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
+    A part of modules that hold an LLM beside it, here and in servers' engines.
+    """
 
-    def __init__(self, config: HIComConfig) -> None:
-        super().__init__(config)
+    config: HIComConfig
+    vision_tower: Any
+    instruction_encoder: Any
+    compressor: Any
+    tapped: bool
+
+    def build_visual(self, config: HIComConfig) -> None:
+        """Make the parts, with random weights."""
         self.vision_tower = TOWERS[type(config.vision_config)]._from_config(config.vision_config)
         # Without an instruction to embed there is no instruction encoder: unguided checkpoints have none.
         self.instruction_encoder = (
@@ -209,21 +215,7 @@ class HIComModel(HIComPreTrainedModel):
             from .baselines import build_compressor
 
             self.compressor = build_compressor(config.compressor, **dims, **(config.compressor_options or {}))
-        self.language_model = AutoModel.from_config(config.text_config)
         self.tapped = tap(self.vision_tower, config.vision_feature_layer)
-        self.post_init()
-        # transformers initialises layer by layer; the compressor knows better, as a whole. While a checkpoint loads,
-        # this touches nothing: parameters then have no storage yet.
-        if isinstance(self.compressor, HybridCompressor):
-            self.compressor.reset_parameters()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the LLM's embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the LLM's embedding."""
-        self.language_model.set_input_embeddings(value)
 
     def token_count(
         self, num_frames: int, window: Window | None = None, compression: Compression = "conditional"
@@ -455,6 +447,31 @@ class HIComModel(HIComPreTrainedModel):
             window=window,
             compression=compression,
         )
+
+
+class HIComModel(VisualParts, HIComPreTrainedModel):
+    """Vision tower, instruction encoder, compressor and LLM without its output matrix."""
+
+    # A folder of the whole model also holds the output matrix.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: HIComConfig) -> None:
+        super().__init__(config)
+        self.build_visual(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+        # transformers initialises layer by layer; the compressor knows better, as a whole. While a checkpoint loads,
+        # this touches nothing: parameters then have no storage yet.
+        if isinstance(self.compressor, HybridCompressor):
+            self.compressor.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's embedding."""
+        self.language_model.set_input_embeddings(value)
 
     def embed(
         self,
