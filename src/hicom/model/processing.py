@@ -551,7 +551,7 @@ def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
     mean, std = torch.tensor(mean_rgb), torch.tensor(std_rgb)
-    x = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w")
+    x = rearrange(torch.from_numpy(np.require(frames, requirements=["C", "W"])), "t h w c -> t c h w")
     height, width = x.shape[-2:]
     side = max(height, width)
     if height != width:

@@ -7,7 +7,6 @@ about lately stay encoded, so that another question about one costs no vision en
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import threading
@@ -31,6 +30,7 @@ from ..inference import Answer, VideoChat
 from ..video import VideoError
 from .media import MediaError, MediaLimits, load_media
 from .requests import ChatRequest, RequestError, RequestLimits, parse_request
+from .responses import error_body, error_response, has_key, parse_json, read_bytes, refusal
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -155,10 +155,9 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        if request.url.path.startswith("/v1/") and settings.api_key is not None:
-            given = request.headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {settings.api_key}".encode()):
-                return error_response("the API key is missing or wrong", 401, code="invalid_api_key")
+        key = settings.api_key
+        if key is not None and request.url.path.startswith("/v1/") and not has_key(request, key):
+            return error_response("the API key is missing or wrong", 401, code="invalid_api_key")
         return await call_next(request)
 
     @app.exception_handler(HTTPException)
@@ -188,7 +187,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
 
     async def answer(request: Request) -> Response:
         try:
-            parsed = parse_request(await read_body(request, settings.max_body_bytes), settings.requests)
+            parsed = parse_request(parse_json(await read_bytes(request, settings.max_body_bytes)), settings.requests)
             if parsed.model != settings.name:
                 text = f"there is no model {parsed.model!r} here; there is {settings.name!r}"
                 raise RequestError(text, "model", "model_not_found", 404)
@@ -276,27 +275,6 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     return app
 
 
-async def read_body(request: Request, most: int) -> Any:
-    """Return the JSON of a request, read no further than is allowed.
-
-    Raises:
-        RequestError: it is too long, or no JSON.
-    """
-    too_long = RequestError(f"the request has more than {most:,} bytes", None, "request_too_large", 413)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise too_long
-    content = bytearray()
-    async for piece in request.stream():
-        content += piece
-        if len(content) > most:
-            raise too_long
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        raise RequestError("the body is not JSON") from None
-
-
 def envelope(request: ChatRequest, kind: str) -> dict[str, Any]:
     """Return what every response has."""
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": request.model}
@@ -318,27 +296,3 @@ def usage(answer: Answer) -> dict[str, Any]:
 def event(body: dict[str, Any]) -> str:
     """Return a server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-def refusal(error: Exception) -> Response:
-    """Return the response to a request that is wrong; errors of ours have texts made for clients."""
-    if isinstance(error, RequestError):
-        return error_response(str(error), error.status, param=error.param, code=error.code)
-    if isinstance(error, MediaError):
-        return error_response(str(error), 413 if error.code == "media_too_large" else 400, "messages", error.code)
-    if isinstance(error, VideoError):  # its text names what was read, which is the client's own
-        return error_response("a video cannot be read as it is asked for", 400, "messages", "invalid_media")
-    return error_response(str(error), 400)
-
-
-def error_response(
-    message: str, status: int, param: str | None = None, code: str = "invalid_request", kind: str = ""
-) -> Response:
-    """Return an error in OpenAI's form."""
-    kind = kind or ("authentication_error" if status == 401 else "invalid_request_error")
-    return JSONResponse(error_body(message, kind, param, code), status_code=status)
-
-
-def error_body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
-    """Return the body of an error in OpenAI's form."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -16,7 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -69,6 +69,11 @@ class MediaLimits:
     allowed_hosts: tuple[str, ...] = ()
     allowed_folders: tuple[Path, ...] = ()
     allow_private: bool = False
+
+    def with_allowed(self, hosts: tuple[str, ...], folders: tuple[Path, ...]) -> MediaLimits:
+        """Return these with more allowed hosts and folders."""
+        allowed_hosts, allowed_folders = self.allowed_hosts + hosts, self.allowed_folders + folders
+        return replace(self, allowed_hosts=allowed_hosts, allowed_folders=allowed_folders)
 
 
 def load_media(url: str, limits: MediaLimits) -> Any:

@@ -10,6 +10,8 @@ from ..model.ops import Window
 
 ROLES = ("system", "user", "assistant")
 SAMPLING = ("temperature", "top_p")
+CONDITIONING = ("instruction", "window", "max_visual_tokens", "num_frames", "fps")
+"""Fields that OpenAI does not know."""
 IGNORED = frozenset({"user", "n", "stream", "stream_options", "model", "messages", "seed", "store", "metadata", "stop"})
 """Known fields that are read elsewhere, or change nothing here."""
 
@@ -95,37 +97,12 @@ def parse_request(body: Any, limits: RequestLimits) -> ChatRequest:
         raise RequestError("'n' must be 1", "n")
     if body.get("stop") not in (None, [], ""):
         raise RequestError("'stop' is not supported", "stop")
-    fields = dict(body)
-    for name, value in (_object(body, "mm_processor_kwargs") or {}).items():
-        if name in fields and fields[name] != value:
-            raise RequestError(f"{name!r} is given twice, and differently", name, "conflict")
-        fields[name] = value
-    fields.pop("mm_processor_kwargs", None)
-    instruction = fields.pop("instruction", None)
-    if instruction is not None:
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise RequestError("'instruction' must be text", "instruction")
-        request.options["instruction"] = instruction
-    window = fields.pop("window", None)
-    if window is not None:
-        request.options["window"] = _window(window)
-    for name, key, most, where in (
-        ("max_visual_tokens", "max_visual_tokens", 10**6, request.options),
-        ("num_frames", "num_frames", limits.max_frames, request.choice),
-        ("max_tokens", "max_new_tokens", limits.max_tokens, request.options),  # the old name of the next one
-        ("max_completion_tokens", "max_new_tokens", limits.max_tokens, request.options),
-    ):
+    fields, request.options, request.choice = split_fields(body, limits)
+    for name in ("max_tokens", "max_completion_tokens"):  # the first is the old name of the second
         value = fields.pop(name, None)
         if value is not None:
-            where[key] = _whole(value, name, most)
+            request.options["max_new_tokens"] = _whole(value, name, limits.max_tokens)
     request.options.setdefault("max_new_tokens", min(512, limits.max_tokens))
-    fps = fields.pop("fps", None)
-    if fps is not None:
-        request.choice |= {"fps": _number(fps, "fps", 0, 120), "max_frames": limits.max_frames}
-        if "num_frames" in request.choice:
-            raise RequestError("'num_frames' and 'fps' both choose the frames; give one", "fps", "conflict")
-    if window is not None and "max_visual_tokens" in request.options:
-        raise RequestError("'window' and 'max_visual_tokens' both choose the window; give one", "window", "conflict")
     for name in SAMPLING:
         value = fields.pop(name, None)
         if value is not None:
@@ -142,11 +119,61 @@ def parse_request(body: Any, limits: RequestLimits) -> ChatRequest:
     return request
 
 
+def split_fields(
+    body: Mapping[str, Any], limits: RequestLimits
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the fields of OpenAI, what is asked of the compressor, and which frames are wanted.
+
+    Args:
+        body: of a request.
+        limits: of the server.
+
+    Raises:
+        RequestError: a field of ours is wrong, or contradicts another.
+    """
+    fields = dict(body)
+    options: dict[str, Any] = {}
+    choice: dict[str, Any] = {}
+    for name, value in (_object(body, "mm_processor_kwargs") or {}).items():
+        if name not in CONDITIONING:
+            raise RequestError(f"'mm_processor_kwargs' may hold {', '.join(CONDITIONING)}, not {name!r}", name)
+        if name in fields and fields[name] != value:
+            raise RequestError(f"{name!r} is given twice, and differently", name, "conflict")
+        fields[name] = value
+    fields.pop("mm_processor_kwargs", None)
+    given = {name: value for name in CONDITIONING if (value := fields.pop(name, None)) is not None}
+    if "instruction" in given:
+        instruction = given["instruction"]
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise RequestError("'instruction' must be text", "instruction")
+        options["instruction"] = instruction
+    if "window" in given:
+        options["window"] = _window(given["window"])
+    if "max_visual_tokens" in given:
+        options["max_visual_tokens"] = _whole(given["max_visual_tokens"], "max_visual_tokens", 10**6)
+    if "num_frames" in given:
+        choice["num_frames"] = _whole(given["num_frames"], "num_frames", limits.max_frames)
+    if "fps" in given:
+        choice |= {"fps": _number(given["fps"], "fps", 0, 120), "max_frames": limits.max_frames}
+    if "num_frames" in choice and "fps" in choice:
+        raise RequestError("'num_frames' and 'fps' both choose the frames; give one", "fps", "conflict")
+    if "window" in options and "max_visual_tokens" in options:
+        raise RequestError("'window' and 'max_visual_tokens' both choose the window; give one", "window", "conflict")
+    return fields, options, choice
+
+
+def check_counts(num_messages: int, num_media: int, limits: RequestLimits) -> None:
+    """Raise RequestError where a chat has too many turns or media."""
+    if num_messages > limits.max_messages:
+        raise RequestError(f"there are {num_messages} messages; at most {limits.max_messages} are taken", "messages")
+    if num_media > limits.max_media:
+        raise RequestError(f"there are {num_media} media; at most {limits.max_media} are taken", "messages")
+
+
 def _messages(value: Any, limits: RequestLimits) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
     if not isinstance(value, list) or not value:
         raise RequestError("'messages' must be a list of messages", "messages")
-    if len(value) > limits.max_messages:
-        raise RequestError(f"there are {len(value)} messages; at most {limits.max_messages} are taken", "messages")
+    check_counts(len(value), 0, limits)  # before work is put into them
     messages, media = [], []
     for number, message in enumerate(value):
         where = f"messages[{number}]"
@@ -159,8 +186,7 @@ def _messages(value: Any, limits: RequestLimits) -> tuple[list[dict[str, str]], 
         media += found
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise RequestError("the last message must be a question of the user", "messages")
-    if len(media) > limits.max_media:
-        raise RequestError(f"there are {len(media)} media; at most {limits.max_media} are taken", "messages")
+    check_counts(len(value), len(media), limits)
     if sum(len(message["content"]) for message in messages) > limits.max_characters:
         raise RequestError(f"the messages have more than {limits.max_characters:,} characters", "messages")
     return messages, media

@@ -1,0 +1,73 @@
+"""Bodies of requests and errors, as the servers of this package read and write them."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..video import VideoError
+from .media import MediaError
+from .requests import RequestError
+
+
+def has_key(request: Request, key: str) -> bool:
+    """Return whether a request brings the API key."""
+    return hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {key}".encode())
+
+
+async def read_bytes(request: Request, most: int) -> bytes:
+    """Return the body of a request, read no further than is allowed.
+
+    Raises:
+        RequestError: it is too long.
+    """
+    too_long = RequestError(f"the request has more than {most:,} bytes", None, "request_too_large", 413)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
+        raise too_long
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > most:
+            raise too_long
+    return bytes(content)
+
+
+def parse_json(content: bytes) -> Any:
+    """Return what a body holds.
+
+    Raises:
+        RequestError: it is no JSON.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise RequestError("the body is not JSON") from None
+
+
+def refusal(error: Exception) -> Response:
+    """Return the response to a request that is wrong; errors of ours have texts made for clients."""
+    if isinstance(error, RequestError):
+        return error_response(str(error), error.status, param=error.param, code=error.code)
+    if isinstance(error, MediaError):
+        return error_response(str(error), 413 if error.code == "media_too_large" else 400, "messages", error.code)
+    if isinstance(error, VideoError):  # its text names what was read, which is the client's own
+        return error_response("a video cannot be read as it is asked for", 400, "messages", "invalid_media")
+    return error_response(str(error), 400)
+
+
+def error_response(
+    message: str, status: int, param: str | None = None, code: str = "invalid_request", kind: str = ""
+) -> Response:
+    """Return an error in OpenAI's form."""
+    kind = kind or ("authentication_error" if status == 401 else "invalid_request_error")
+    return JSONResponse(error_body(message, kind, param, code), status_code=status)
+
+
+def error_body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
+    """Return the body of an error in OpenAI's form."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,98 @@
+"""Videos and pictures on their way into vLLM: fetched without trust, and sampled as training had them."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.multimodal.media.connector import global_thread_pool
+from vllm.multimodal.media.video import VideoMediaIO
+from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
+
+from ..video import VideoError, read_frames
+from .media import MediaError, load_media
+from .vllm_http import VLLMSettings
+
+
+@VIDEO_LOADER_REGISTRY.register("hicom")
+class HIComVideoLoader(VideoLoader):
+    """Reads videos as `hicom.read_frames` does: `--media-io-kwargs '{"video": {"video_backend": "hicom"}}'`."""
+
+    @classmethod
+    def load_bytes(
+        cls,
+        data: bytes,
+        num_frames: int = -1,
+        fps: float = -1,
+        max_frames: int | None = None,
+        size: int | None = None,
+        **_: Any,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return `uint8[T, H, W, 3]` and what is known of the frames.
+
+        Args:
+            data: the file.
+            num_frames: frames, spread evenly.
+            fps: frames a second, where it is given; it comes before `num_frames`, which vLLM always gives.
+            max_frames: most frames, with `fps`.
+            size: longest side of the frames; with that of the vision tower they are scaled in the decoder, as the
+                library does, and need less memory.
+        """
+        choice: dict[str, Any] = {"fps": fps if fps > 0 else 1.0} if fps > 0 or num_frames <= 0 else {}
+        choice |= {"max_frames": max_frames} if choice and max_frames is not None else {}
+        video = read_frames(data, size=size, **(choice or {"num_frames": num_frames}))
+        rate = video.info.fps or 1.0
+        metadata = {
+            "total_num_frames": video.info.num_frames,
+            "fps": rate,
+            "duration": video.info.duration_s,
+            "video_backend": "hicom",
+            "frames_indices": [round(float(time_s) * rate) for time_s in video.timestamps_s],
+            "timestamps_s": [float(time_s) for time_s in video.timestamps_s],
+            "do_sample_frames": False,
+        }
+        return video.frames, metadata
+
+
+@MEDIA_CONNECTOR_REGISTRY.register("hicom")
+class HIComMediaConnector(MediaConnector):
+    """Takes media from clients as `hicom.serve.media` does: no private addresses, limits before decoding.
+
+    vLLM uses it under `VLLM_MEDIA_CONNECTOR=hicom`, which `hicom serve` sets; `VLLMSettings` holds the limits.
+    """
+
+    def __init__(self, *args: Any, allowed_local_media_path: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, allowed_local_media_path=allowed_local_media_path, **kwargs)
+        folders = (Path(allowed_local_media_path),) if allowed_local_media_path else ()
+        settings = VLLMSettings.from_environment()
+        self.limits = settings.media.with_allowed(tuple(self.allowed_media_domains), folders)
+        self.max_frames = settings.requests.max_frames
+
+    def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """Return what `media_io` makes of the media at a URL.
+
+        Raises:
+            MediaError: it is refused, cannot be had, or is neither video nor picture.
+        """
+        source = load_media(url, self.limits)
+        try:
+            if isinstance(source, bytes):
+                return media_io.load_bytes(source)
+            if isinstance(source, Path):
+                return media_io.load_file(source)
+            if len(source) > self.max_frames:
+                raise MediaError(f"the video has {len(source)} frames; at most {self.max_frames} are taken")
+            if isinstance(media_io, VideoMediaIO):  # or it takes the first ones and says nothing
+                media_io.num_frames = len(source)
+            return media_io.load_base64("video/jpeg", url.partition(",")[2])
+        except (VideoError, OSError):
+            raise MediaError("a video cannot be read as it is asked for") from None
+
+    async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """Return the same, without keeping the server from other work."""
+        work = partial(self.load_from_url, url, media_io, fetch_timeout=fetch_timeout)
+        return await asyncio.get_running_loop().run_in_executor(global_thread_pool, work)
