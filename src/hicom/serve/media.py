@@ -115,6 +115,8 @@ def check_media(source: bytes | Path | Sequence[Image.Image], limits: MediaLimit
         return
     except UnidentifiedImageError:
         pass
+    except MediaError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise MediaError("the picture cannot be read") from None
     if isinstance(data, io.BytesIO):
