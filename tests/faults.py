@@ -26,6 +26,7 @@ SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
 LOOP, READER, OPTIM = "hicom/world/loop.py", "hicom/world/reader.py", "hicom/optim.py"
 OPTIONS, LOOK, DOMAIN = "hicom/model/options.py", "hicom/look.py", "hicom/data/domain.py"
 INSTRUCTION, ANSWERS, STATISTICS = "hicom/model/instruction.py", "hicom/eval/answers.py", "hicom/eval/statistics.py"
+SERVE = "hicom/serve"
 EVAL_RUN, RESULTS, BUILD = "hicom/eval/run.py", "hicom/eval/results.py", "hicom/data/build"
 QUESTIONS, RENDER, DATASET = "hicom/world/questions.py", "hicom/world/render.py", "hicom/world/dataset.py"
 
@@ -595,6 +596,55 @@ FAULTS = [
         "if not named & content_words(pair.description):",
         "if False:",
         "tests/data/build/test_texts.py::test_why_pairs_are_dropped",
+    ),
+    Fault(
+        "media are fetched from private addresses",
+        f"{SERVE}/media.py",
+        "    return ip.is_global and not ip.is_multicast",
+        "    return True",
+        "tests/serve/test_media.py::test_private_hosts_are_not_asked",
+    ),
+    Fault(
+        "a host's name is looked up again when connecting",
+        f"{SERVE}/media.py",
+        "        self.sock = socket.create_connection((self._address, self.port), self.timeout)",
+        "        self.sock = socket.create_connection((self.host, self.port), self.timeout)",
+        "tests/serve/test_media.py::test_a_name_that_changes_its_address_gains_nothing",
+    ),
+    Fault(
+        "links lead out of allowed folders",
+        f"{SERVE}/media.py",
+        "real = path.resolve(strict=True)",
+        "real = path.absolute()",
+        "tests/serve/test_media.py::test_local_files_where_they_are_allowed",
+    ),
+    Fault(
+        "a client that goes away leaves its generation running",
+        f"{SERVE}/local.py",
+        "        finally:\n            closed.set()",
+        "        finally:\n            pass",
+        "tests/serve/test_local.py::test_a_client_that_goes_away_stops_its_generation",
+    ),
+    Fault(
+        "kept videos ignore which frames were chosen",
+        f"{SERVE}/local.py",
+        'f"{digest} {sorted(choice.items())}"',
+        "digest",
+        "tests/serve/test_local.py::test_options_of_the_request",
+    ),
+    Fault(
+        "arguments for media reach vLLM unseen",
+        f"{SERVE}/vllm_http.py",
+        '        if body.get("media_io_kwargs"):',
+        "        if False:",
+        "tests/serve/test_vllm_http.py::test_what_is_wrong_does_not_reach_vllm",
+    ),
+    Fault(
+        "bodies without a length are read whole",
+        f"{SERVE}/responses.py",
+        "        content += piece\n        if len(content) > most:",
+        "        content += piece\n        if False:",
+        "tests/serve/test_vllm_http.py::test_too_long_and_broken_bodies",
     ),
 ]
 

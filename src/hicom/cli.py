@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 Row = tuple[str, str]
 ASSETS = Path(__file__).parent / "assets"
+SPRITE_QUESTIONS = (
+    "What happens?",
+    "Which object moves left?",
+    "What color is the circle?",
+    "What is next to the dog?",
+)
 MAX_LINES = 20
 """Of bad records and files that `hicom data check` prints."""
 
@@ -852,6 +858,64 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def web(
+    model: Annotated[Positional[str | None], arg(metavar="MODEL", help_behavior_hint="")] = None,
+    *,
+    place: OmitArgPrefixes[PlaceOptions] = PlaceOptions(),
+    endpoint: Annotated[str | None, arg(metavar="URL", help_behavior_hint="")] = None,
+    api_key_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_mb: int = 256,
+    max_frames: int = 256,
+) -> None:
+    """Show a page to ask a model about a video, with its costs and where it looked.
+
+    Args:
+        model: a checkpoint folder, a hub id, or the name of an embedded model, by default hicom-tiny; with --endpoint
+            the name of a model there.
+        place: where the model runs.
+        endpoint: ask a server in place of a model of this machine, for example http://localhost:8000/v1.
+        api_key_file: file with the key that the endpoint asks for; or set HICOM_API_KEY.
+        host: address to listen at; 0.0.0.0 lets other machines in.
+        port: to listen at.
+        max_mb: largest video, in MB.
+        max_frames: most frames of a video.
+    """
+    check_positive({"--max-mb": max_mb, "--max-frames": max_frames})
+    if api_key_file is not None and endpoint is None:
+        raise ValueError("--api-key-file is for --endpoint")
+    if endpoint is not None and (place.device or place.dtype or place.cache):
+        raise ValueError("--device, --dtype and --cache are for models of this machine, not for --endpoint")
+    with uncollected(), progress("loading the page"):
+        try:
+            from hicom.serve.backends import LocalBackend, RemoteBackend
+            from hicom.serve.web import create_page, launch
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error.name} is missing: pip install 'hicom[web]'") from None
+    try:  # before a large model is loaded
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+    backend: LocalBackend | RemoteBackend
+    if endpoint is not None:
+        key = os.environ.get("HICOM_API_KEY") if api_key_file is None else api_key_file.read_text("utf-8").strip()
+        backend = RemoteBackend(
+            endpoint, model=model, api_key=key, max_frames=min(max_frames, 64), max_bytes=max_mb * 10**6
+        )
+    else:
+        from hicom.serve.media import MediaLimits
+
+        name = model or "hicom-tiny"
+        limits = MediaLimits(max_bytes=max_mb * 10**6)
+        backend = LocalBackend(place.load(name), name=Path(name).name, limits=limits, max_frames=max_frames)
+    print(f"showing {backend.name} at http://{host}:{port}", file=sys.stderr)
+    page = create_page(backend)
+    if (ASSETS / backend.name).is_dir():  # a model of the sprite world
+        page = create_page(backend, sample=ASSETS / "demo.mp4", questions=SPRITE_QUESTIONS)
+    launch(page, host=host, port=port, max_bytes=max_mb * 10**6)
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """Which language model judges open answers."""
@@ -1043,6 +1107,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "eval": evaluate,
     "serve": serve,
+    "web": web,
     "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.

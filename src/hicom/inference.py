@@ -596,12 +596,13 @@ class VideoChat:
         @torch.inference_mode()
         def generate() -> Tensor:
             try:
-                return self.model.generate(
-                    inputs_embeds=prompt.inputs_embeds,
-                    attention_mask=prompt.attention_mask,
-                    streamer=streamer,
-                    **_sampling(kwargs),
-                )
+                with timed(prompt.timings, "LLM", self.model.device):
+                    return self.model.generate(
+                        inputs_embeds=prompt.inputs_embeds,
+                        attention_mask=prompt.attention_mask,
+                        streamer=streamer,
+                        **_sampling(kwargs),
+                    )
             except BaseException:
                 streamer.end()  # the caller waits for it, then meets the error in `result`
                 raise

@@ -1,0 +1,321 @@
+"""What stands behind the web page: a model in this process, or an endpoint somewhere else."""
+
+from __future__ import annotations
+
+import base64
+import math
+import mimetypes
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ..data.cache import content_digest
+from ..encoding import EncodedVideo
+from ..inference import Answer, VideoChat
+from ..look import Look, attend, draw_grid, pad_to_square
+from ..model.ops import Window
+from ..video import read_frames
+from .media import MediaLimits, check_media
+
+Message = Mapping[str, str]
+PICTURE_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an answer took.
+
+    Attributes:
+        num_prompt_tokens: tokens that the LLM read.
+        num_new_tokens: tokens that it wrote.
+        num_visual_tokens: visual ones of those read; None where it is not told.
+        num_uncompressed_tokens: what those would be without compression; None where it is not told.
+        window: (T, H, W) of the local branch; None without one, or where it is not told.
+        timings: seconds by part.
+    """
+
+    num_prompt_tokens: int
+    num_new_tokens: int
+    num_visual_tokens: int | None = None
+    num_uncompressed_tokens: int | None = None
+    window: Window | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The state of an answer.
+
+    Attributes:
+        text: so far.
+        costs: with the last text.
+        picture: where both branches looked, after the last text.
+        caution: what to tell the user about the video.
+    """
+
+    text: str
+    costs: Costs | None = None
+    picture: Image.Image | None = None
+    caution: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Visual tokens that a video may take.
+
+    Attributes:
+        least: by the coarsest window.
+        usual: by the window of training.
+        most: without compression.
+    """
+
+    least: int
+    usual: int
+    most: int
+
+
+class Backend(Protocol):
+    """What the page asks.
+
+    Attributes:
+        name: of the model.
+        about: a sentence on it, in Markdown.
+        num_frames: that a video has by default.
+        max_frames: that it may have.
+        has_pictures: where the model looked can be shown.
+    """
+
+    name: str
+    about: str
+    num_frames: int
+    max_frames: int
+    has_pictures: bool
+
+    def budget(self, num_frames: int) -> Budget | None:
+        """Return what a video of `num_frames` frames may take; None where it cannot be chosen or is not known."""
+
+    def reply(
+        self, video: Path, messages: Sequence[Message], num_frames: int, max_visual_tokens: int | None
+    ) -> Iterator[Update]:
+        """Answer the last turn of a conversation about a video, piece by piece; closing the iterator stops it.
+
+        Raises:
+            ValueError: what is wrong with the video or the question.
+        """
+
+
+class LocalBackend:
+    """A model in this process.
+
+    Args:
+        chat: the model.
+        limits: for videos.
+        max_frames: that a video may have.
+        max_new_tokens: longest answer.
+        kept_videos: encoded videos that are kept.
+    """
+
+    def __init__(
+        self,
+        chat: VideoChat,
+        *,
+        name: str = "hicom",
+        limits: MediaLimits | None = None,
+        max_frames: int = 256,
+        max_new_tokens: int = 256,
+        kept_videos: int = 8,
+    ) -> None:
+        self.chat, self.name = chat, name
+        self.limits = limits or MediaLimits()
+        self.num_frames, self.max_frames = chat.processor.num_frames, max(max_frames, chat.processor.num_frames)
+        self.max_new_tokens, self.kept_videos = max_new_tokens, kept_videos
+        self.about = "" if chat.domain is None else f"Trained on {chat.domain.description}."
+        self.has_pictures = chat.model.config.compressor == "hicom"
+        self._kept: OrderedDict[tuple[str, int], EncodedVideo] = OrderedDict()
+
+    def budget(self, num_frames: int) -> Budget | None:
+        """Return what a video of `num_frames` frames may take; None for compressors without windows."""
+        processor = self.chat.processor
+        if processor.compressor != "hicom" or processor.window is None:
+            return None
+        grid = processor.grid_size
+        return Budget(
+            processor.token_count(num_frames, (num_frames, grid, grid)),
+            processor.token_count(num_frames),
+            processor.token_count(num_frames, compression="off"),
+        )
+
+    def reply(
+        self, video: Path, messages: Sequence[Message], num_frames: int, max_visual_tokens: int | None
+    ) -> Iterator[Update]:
+        """Answer the last turn of a conversation about a video, piece by piece, then show where the model looked.
+
+        Raises:
+            ValueError: what is wrong with the video or the question.
+        """
+        encoded = self._encoded(video, num_frames)
+        caution = self.chat.caution(encoded)
+        pieces = self.chat.stream_reply(
+            messages, [encoded], max_visual_tokens=max_visual_tokens, max_new_tokens=self.max_new_tokens
+        )
+        text = ""
+        try:
+            while True:
+                try:
+                    text += next(pieces)
+                except StopIteration as stop:
+                    answer: Answer = stop.value
+                    break
+                yield Update(text, caution=caution)
+        finally:
+            pieces.close()
+        costs = Costs(
+            answer.num_prompt_tokens,
+            answer.num_new_tokens,
+            answer.num_visual_tokens,
+            answer.num_uncompressed_tokens,
+            answer.window,
+            answer.timings,
+        )
+        yield Update(answer.text, costs, caution=caution)
+        if self.has_pictures:
+            yield Update(answer.text, costs, self._picture(video, encoded, messages[-1]["content"], answer), caution)
+
+    def _encoded(self, video: Path, num_frames: int) -> EncodedVideo:
+        if not 1 <= num_frames <= self.max_frames:
+            raise ValueError(f"{num_frames} frames are asked for; 1 to {self.max_frames} are possible")
+        key = (str(content_digest(video)), num_frames)
+        encoded = self._kept.pop(key, None)
+        if encoded is None:
+            check_media(video, self.limits)
+            encoded = self.chat.encode(video, num_frames=num_frames)
+        self._kept[key] = encoded
+        while len(self._kept) > self.kept_videos:
+            self._kept.popitem(last=False)
+        return encoded
+
+    def _picture(self, video: Path, encoded: EncodedVideo, question: str, answer: Answer) -> Image.Image:
+        """Return where the model looked."""
+        conditional, unconditional = attend(self.chat, encoded, question, window=answer.window)
+        found = read_frames(video, timestamps_s=[float(t) for t in encoded.timestamps_s], size=PICTURE_SIZE)
+        frames = pad_to_square(found.frames, self.chat.processor.image_mean)
+        return draw_grid(Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional))
+
+
+class RemoteBackend:
+    """A model behind an endpoint with the chat completions API, as `hicom serve` has it.
+
+    Args:
+        url: its base, for example `http://localhost:8000/v1`.
+        model: name of the model there; None: the first that it tells of.
+        api_key: that it asks for.
+        num_frames: that a video has by default.
+        max_frames: that it may have.
+        max_bytes: of a video that is sent.
+        timeout_s: of a request.
+
+    Raises:
+        ImportError: the package `openai` is missing.
+        ValueError: the endpoint does not answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        num_frames: int = 8,
+        max_frames: int = 64,
+        max_bytes: int = 256 * 10**6,
+        timeout_s: float = 600.0,
+    ) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError:
+            raise ImportError("openai is missing: pip install 'hicom[web]'") from None
+        self._errors: Any = openai
+        self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", timeout=timeout_s, max_retries=1)
+        if model is None:
+            try:
+                served = [each.id for each in self._client.models.list()]
+            except openai.OpenAIError as error:
+                raise ValueError(f"{url}: {_reason(error)}") from None
+            if not served:
+                raise ValueError(f"{url}: it serves no model")
+            model = served[0]
+        self.name, self.about = model, f"Served at {url}."
+        self.num_frames, self.max_frames, self.max_bytes = num_frames, max_frames, max_bytes
+        self.has_pictures = False
+
+    def budget(self, num_frames: int) -> Budget | None:
+        """Return None: an endpoint does not tell."""
+        return None
+
+    def reply(
+        self, video: Path, messages: Sequence[Message], num_frames: int, max_visual_tokens: int | None
+    ) -> Iterator[Update]:
+        """Answer the last turn of a conversation about a video, piece by piece.
+
+        Raises:
+            ValueError: what is wrong with the video or the question, or with the endpoint.
+        """
+        size = video.stat().st_size
+        if size > self.max_bytes:
+            raise ValueError(f"the video has {size:,} bytes; at most {self.max_bytes:,} are sent")
+        kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
+        url = f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
+        turns: list[Any] = [dict(message) for message in messages]
+        first = next(turn for turn in turns if turn["role"] == "user")
+        first["content"] = [
+            {"type": "video_url", "video_url": {"url": url}},
+            {"type": "text", "text": first["content"]},
+        ]
+        extra: dict[str, Any] = {"num_frames": num_frames}
+        if max_visual_tokens is not None:
+            extra["max_visual_tokens"] = max_visual_tokens
+        start = time.perf_counter()
+        text, first_s, usage = "", math.nan, None
+        try:
+            with self._client.chat.completions.create(
+                model=self.name,
+                messages=turns,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body=extra,
+            ) as chunks:
+                for chunk in chunks:
+                    usage = chunk.usage or usage
+                    piece = chunk.choices[0].delta.content if chunk.choices else None
+                    if piece:
+                        first_s = time.perf_counter() - start if math.isnan(first_s) else first_s
+                        text += piece
+                        yield Update(text)
+        except self._errors.OpenAIError as error:
+            raise ValueError(_reason(error)) from None
+        end_s = time.perf_counter() - start
+        details = dict(usage.prompt_tokens_details or {}) if usage is not None else {}
+        yield Update(
+            text.strip(),
+            Costs(
+                usage.prompt_tokens if usage is not None else 0,
+                usage.completion_tokens if usage is not None else 0,
+                details.get("visual_tokens"),
+                details.get("uncompressed_visual_tokens"),
+                timings={"first token": first_s, "rest of the answer": end_s - first_s} if first_s < end_s else {},
+            ),
+        )
+
+
+def _reason(error: Any) -> str:
+    """Return what an endpoint says is wrong."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"])
+    return f"the endpoint does not answer as it should: {error}"
