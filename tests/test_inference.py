@@ -260,6 +260,7 @@ def test_replies_without_a_video(chat: VideoChat, video: EncodedVideo) -> None:
     assert answer.num_prompt_tokens == ids.shape[-1]
     expected = chat.model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)[0, ids.shape[-1] :]
     assert answer.text == chat.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert "".join(chat.stream_reply(messages, max_new_tokens=3)) == answer.text
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "assistant", "content": "a"}]])

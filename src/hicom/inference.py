@@ -352,7 +352,13 @@ class VideoChat:
         """
         conversation = [{"role": "user", "content": question}]
         yield from self._stream(
-            conversation, video, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+            conversation,
+            self._encoded(video),
+            instruction,
+            window,
+            max_visual_tokens,
+            max_new_tokens=max_new_tokens,
+            **kwargs,
         )
 
     def reply(
@@ -581,14 +587,14 @@ class VideoChat:
     def _stream(
         self,
         conversation: list[dict[str, str]],
-        video: Any,
+        videos: list[EncodedVideo],
         instruction: str | None,
         window: Window | None,
         max_visual_tokens: int | None,
         **kwargs: Any,
     ) -> Generator[str, None, Answer]:
         with torch.inference_mode():
-            prompt = self._prompt([conversation], [self._encoded(video)], [instruction], window, max_visual_tokens)
+            prompt = self._prompt([conversation], [videos], [instruction], window, max_visual_tokens)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
         closed = Event()
         kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])

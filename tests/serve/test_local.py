@@ -1,5 +1,6 @@
 """The development server, asked with the official client: it answers as `VideoChat` does, and errors are errors."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 import media
 import tiny
 from hicom import VideoChat
+from hicom.serve.local import ServerSettings, create_app
 from hicom.serve.media import MediaLimits
 from hicom.serve.requests import RequestLimits
 from served import Served
@@ -211,6 +215,39 @@ def test_a_client_that_goes_away_stops_its_generation(served: Served, videos: li
     while "hicom_requests_waiting 0.0" not in served.get("/metrics")[1]:
         assert time.monotonic() < deadline, "the request of the client that went away is still counted"
         time.sleep(0.05)
+
+
+def test_a_client_that_is_gone_before_the_answer_starts_is_not_counted_for_ever(chat: VideoChat) -> None:
+    app = create_app(chat, ServerSettings(name="tiny"))
+    body = {"model": "tiny", "messages": asking("what ?"), "stream": True, "max_tokens": 5}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+
+    async def leave() -> None:
+        events = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+        async def receive() -> Any:
+            return events.pop() if events else {"type": "http.disconnect"}
+
+        async def send(event: Any) -> None:
+            raise OSError("gone")
+
+        with suppress(OSError, BaseExceptionGroup):
+            await app(scope, receive, send)
+
+    for _ in range(3):
+        asyncio.run(leave())
+    assert "hicom_requests_waiting 0.0" in TestClient(app).get("/metrics").text
 
 
 GOOD = {"model": "tiny", "messages": asking("what ?")}

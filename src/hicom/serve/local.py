@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
 from ..data.cache import content_digest
@@ -153,12 +154,8 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     metrics = Metrics(engine)
     created = int(time.time())
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        key = settings.api_key
-        if key is not None and request.url.path.startswith("/v1/") and not has_key(request, key):
-            return error_response("the API key is missing or wrong", 401, code="invalid_api_key")
-        return await call_next(request)
+    if settings.api_key is not None:
+        app.add_middleware(KeyGuard, key=settings.api_key)
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
@@ -204,7 +201,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
                 pieces = stream(parsed, sources)
                 first = await anext(pieces)
                 is_streaming = True
-                return StreamingResponse(rest(first, pieces), media_type="text/event-stream")
+                return Stream(rest(first, pieces), pieces, engine)
             whole = await engine.run(lambda: engine.reply(parsed, sources))
         except (RequestError, MediaError, VideoError, ValueError) as error:
             return refusal(error)
@@ -222,7 +219,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
         }
         return JSONResponse(envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)})
 
-    async def stream(parsed: ChatRequest, sources: list[Any]) -> AsyncIterator[str]:
+    async def stream(parsed: ChatRequest, sources: list[Any]) -> AsyncGenerator[str]:
         """Yield the events of a streamed answer."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[str | None] = asyncio.Queue()
@@ -268,11 +265,52 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
         except Exception:
             logger.exception("a streamed request failed")
             yield event(error_body("the server failed at this request", "server_error", None, "internal"))
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
-            engine.waiting -= 1
 
     return app
+
+
+class KeyGuard:
+    """Lets requests to the API through that bring the key.
+
+    Args:
+        app: that it stands before.
+        key: the key.
+    """
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app, self.key = app, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["path"].startswith("/v1/") and not has_key(Request(scope), self.key):
+            response = error_response("the API key is missing or wrong", 401, code="invalid_api_key")
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class Stream(StreamingResponse):
+    """A streamed answer; when it ends, in whatever way, so does its generation.
+
+    Generators clean up after themselves only if they were started, and a client may be gone before that.
+
+    Args:
+        content: what is sent.
+        pieces: what makes it.
+        engine: where it counts as a request.
+    """
+
+    def __init__(self, content: AsyncIterator[str], pieces: AsyncGenerator[str], engine: Engine) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self.pieces, self.engine = pieces, engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.engine.waiting -= 1
+            await self.pieces.aclose()
 
 
 def envelope(request: ChatRequest, kind: str) -> dict[str, Any]:
