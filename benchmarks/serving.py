@@ -191,8 +191,7 @@ async def ask(client: httpx.AsyncClient, url: str, request: dict[str, Any], most
     first, pieces = None, []
     async with client.stream("POST", f"{url}/chat/completions", json=request) as response:
         if response.status_code != 200:
-            await response.aread()
-            return {"status": response.status_code}
+            return {"status": response.status_code, "error": (await response.aread()).decode()[:500]}
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
                 event = json.loads(line[6:])
@@ -347,6 +346,11 @@ async def disturb(server: Server, minutes: float, clients: int, videos: list[str
     counts = dict.fromkeys(("answered", "left", "refused", "changed", "failed"), 0)
     facts |= {"counts": counts, "bytes": [], "errors": []}
 
+    def count(found: dict[str, Any], name: str, status: int = 200) -> None:
+        counts[name if found["status"] == status else "failed"] += 1
+        if found["status"] != status:
+            facts["errors"].append({"status": found["status"], "error": found.get("error")})
+
     async def work(number: int) -> None:
         chance = random.Random(number)
         async with httpx.AsyncClient(timeout=120) as client:
@@ -355,22 +359,21 @@ async def disturb(server: Server, minutes: float, clients: int, videos: list[str
                 fate = chance.random()
                 if fate < 0.1:  # nonsense
                     found = await ask(client, server.url, body(chance.choice(("data:x", "file:///etc/passwd")), key[1]))
-                    counts["refused" if found["status"] == 400 else "failed"] += 1
+                    count(found, "refused", 400)
                 elif fate < 0.4:  # goes away after a few pieces
                     request = body(*key, max_tokens=256, ignore_eos=True, min_tokens=200)
                     if facts["engine"] == "local":
                         request = body(*key)
                     found = await ask(client, server.url, request, most=chance.randint(1, 3))
-                    facts["errors"] += [found["error"]] if "error" in found else []
-                    counts["left" if found["status"] == 200 else "failed"] += 1
+                    count(found, "left")
                 elif fate < 0.5:  # or before anything came
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(ask(client, server.url, body(*key)), chance.random() * 0.2)
                     counts["left"] += 1
                 else:
                     found = await ask(client, server.url, body(*key, max_tokens=8))
-                    is_right = found["status"] == 200 and expected.setdefault(key, found["text"]) == found["text"]
-                    counts["answered" if is_right else "changed" if found["status"] == 200 else "failed"] += 1
+                    is_same = found["status"] != 200 or expected.setdefault(key, found["text"]) == found["text"]
+                    count(found, "answered" if is_same else "changed")
 
     async def watch() -> None:
         while time.monotonic() < end:

@@ -843,6 +843,9 @@ def start_vllm(
     command += ["--mm-processor-kwargs", json.dumps({"max_frames": most})]
     command += ["--limit-mm-per-prompt", json.dumps({"video": limits.max_media, "image": limits.max_media})]
     command += ["--max-num-queued-reqs", str(access.max_waiting)]
+    # That cache holds a video once for every question, which is of little use, and in vLLM 0.32 its two halves disagree
+    # after a client went away at a bad moment: the next one who asks the same gets an error.
+    command += ["--mm-processor-cache-gb", "0"]
     # The guard lets through what is safe only; vLLM by itself knows all or nothing.
     command += ["--middleware", "hicom.serve.vllm_http.RequestGuard", "--trust-request-mm-kwargs"]
     if place.dtype is not None or not has_gpu():  # vLLM's own choice is half precision, which CPUs are slow at
