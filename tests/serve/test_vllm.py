@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 import hicom
+import media
 from hicom import VideoChat, read_frames
 from hicom.encoding import EncodedVideo
 from hicom.serve.media import MediaError, MediaLimits
@@ -373,6 +375,55 @@ def test_another_question_about_a_video_runs_the_compressor_alone(
         assert texts([ask(question)[0]]) == [chat.ask(encoded, question, max_new_tokens=8).text]
 
 
+PARALLEL = """
+import sys
+from vllm import LLM, SamplingParams
+from hicom import read_frames
+
+if __name__ == "__main__":
+    folder, video, *prompts = sys.argv[1:]
+    frames = read_frames(video, num_frames=8, size=64).frames
+    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "block_size": 32}
+    engine = LLM(folder, tensor_parallel_size=2, **options)
+    requests = [{"prompt": prompt, "multi_modal_data": {"video": frames}} for prompt in prompts]
+    for found in engine.generate(requests, SamplingParams(temperature=0, max_tokens=8), use_tqdm=False):
+        print("answer:", found.outputs[0].text.strip())
+"""
+
+
+@pytest.mark.vllm
+def test_two_processes_that_share_the_llm(chat: VideoChat, tmp_path: Path) -> None:
+    (tmp_path / "parallel.py").write_text(PARALLEL, "utf-8")
+    assert chat.processor.image_size == 64
+    command = [sys.executable, str(tmp_path / "parallel.py"), str(FOLDER), str(DEMO)]
+    command += [prompt(chat, question) for question in QUESTIONS]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    found = [line.partition("answer: ")[2] for line in run.stdout.splitlines() if "answer: " in line]
+    assert found == [chat.ask(DEMO, question, max_new_tokens=8).text for question in QUESTIONS], run.stderr[-2000:]
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("kind", ["missing", "unknown"])
+def test_weights_that_do_not_fit_are_refused(kind: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(FOLDER, tmp_path / "model")
+    (file,) = (tmp_path / "model").glob("model*.safetensors")
+    tensors = load_file(file)
+    name = next(each for each in tensors if each.startswith("model.compressor."))
+    if kind == "missing":
+        tensors.pop(name)
+    else:
+        tensors["model.compressor.unknown.weight"] = tensors[name].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    code = "import sys; from vllm import LLM; LLM(sys.argv[1], dtype='float32', enforce_eager=True, max_model_len=256)"
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert run.returncode != 0
+    what = name.removeprefix("model.") if kind == "missing" else "compressor.unknown"
+    assert what in run.stdout + run.stderr
+
+
 # Over HTTP
 
 
@@ -418,24 +469,27 @@ def ask_about(video: str, question: str = QUESTIONS[0], kind: str = "video_url",
 
 
 @pytest.mark.vllm
-def test_over_http(client: Any, chat: VideoChat) -> None:
-    encoded = chat.encode(DEMO)
-    expected = [chat.ask(encoded, question, max_new_tokens=8).text for question in QUESTIONS]
-    video = {"url": f"data:video/mp4;base64,{base64.b64encode(DEMO.read_bytes()).decode()}"}
+def test_over_http(client: Any, chat: VideoChat, tmp_path: Path) -> None:
+    media.write_video(tmp_path / "other.mp4", 24)
+    paths = [DEMO, tmp_path / "other.mp4"]
+    cases = [(path, question) for question in QUESTIONS for path in paths]
+    expected = [chat.ask(path, question, max_new_tokens=8).text for path, question in cases]
+    assert len(set(expected)) > 3, "too many answers are the same, so this test shows little"
 
     def ask(number: int) -> str:
-        question = QUESTIONS[number % len(QUESTIONS)]
+        path, question = cases[number % len(cases)]
+        video = {"url": data_url(path.read_bytes())}
         content = [{"type": "video_url", "video_url": video}, {"type": "text", "text": question}]
         options: Any = {"model": "hicom", "max_tokens": 8, "temperature": 0}
         messages: Any = [{"role": "user", "content": content}]
-        if number < len(QUESTIONS):
+        if number < len(cases):
             found = client.chat.completions.create(messages=messages, **options)
             return (found.choices[0].message.content or "").strip()
         pieces = client.chat.completions.create(messages=messages, stream=True, **options)
         return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices).strip()
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, range(8))) == expected * 2
+        assert list(pool.map(ask, range(2 * len(cases)))) == expected * 2
 
 
 @pytest.mark.vllm
