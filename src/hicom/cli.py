@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import gc
 import importlib.util
 import inspect
@@ -727,9 +728,15 @@ class AccessOptions:
         return RequestLimits(max_frames=max_frames)
 
 
-def serve(
+def serve(args: Sequence[str]) -> None:
+    """Serve a model with the chat completions API of OpenAI."""
+    place = list(args).index("--") if "--" in args else len(args)  # argparse cuts there only if it likes the rest
+    parse(functools.partial(serve_model, tuple(args[place + 1 :])), "serve", args[:place])
+
+
+def serve_model(
+    vllm_args: Sequence[str],
     model: Annotated[Positional[str], arg(metavar="MODEL")] = "hicom-tiny",
-    vllm_args: Annotated[Positional[tuple[str, ...]], arg(metavar="-- ...", help_behavior_hint="")] = (),
     *,
     place: OmitArgPrefixes[PlaceOptions] = PlaceOptions(),
     host: str = "127.0.0.1",
@@ -739,9 +746,10 @@ def serve(
     num_frames: Number = None,
     access: OmitArgPrefixes[AccessOptions] = AccessOptions(),
 ) -> None:
-    """Serve a model with the chat completions API of OpenAI.
+    """Serve a model with the chat completions API of OpenAI. Options after `--` are for vLLM's own server.
 
     Args:
+        vllm_args: those.
         model: a checkpoint folder, a hub id, or the name of an embedded model.
         place: where the model runs.
         host: address to listen at; 0.0.0.0 lets other machines in.
@@ -749,7 +757,6 @@ def serve(
         name: of the model, for clients; by default that of its folder.
         engine: vllm for production; local is a development server that needs no vLLM, one request at a time.
         num_frames: frames of a video, by default as many as the model was trained on (vllm).
-        vllm_args: after `--`: more options of vLLM's server.
         access: who may ask, and what is taken from them.
     """
     check_positive(
@@ -774,8 +781,8 @@ def serve(
     if engine == "vllm":
         if key is not None:
             os.environ["VLLM_API_KEY"] = key
-        print(f"serving {served} at http://{host}:{port}/v1 with vLLM", file=sys.stderr)
         start_vllm(model, served, place, access, num_frames, ["--host", host, "--port", str(port), *vllm_args])
+        return
     if num_frames is not None or vllm_args:
         raise ValueError(
             "--num-frames and options after -- are for --engine vllm; here each request may have num_frames"
@@ -850,7 +857,7 @@ def start_vllm(
     command += ["--middleware", "hicom.serve.vllm_http.RequestGuard", "--trust-request-mm-kwargs"]
     if place.dtype is not None or not has_gpu():  # vLLM's own choice is half precision, which CPUs are slow at
         command += ["--dtype", place.dtype or "float32"]
-    sys.stderr.flush()
+    print(f"starting vLLM to serve {name}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [*command, *options])
 
 
@@ -1114,7 +1121,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.
-PARSE_THEMSELVES = {"train", "world", "data", "eval"}
+PARSE_THEMSELVES = {"train", "world", "data", "eval", "serve"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

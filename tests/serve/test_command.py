@@ -2,6 +2,8 @@
 
 import base64
 import importlib.util
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import openai
 import pytest
 
 from hicom import VideoChat, cli
+from hicom.serve.vllm_http import VLLMSettings
 
 DEMO = Path(cli.__file__).parent / "assets" / "demo.mp4"
 QUESTION = "What color is the circle?"
@@ -115,3 +118,53 @@ def test_without_vllm_the_way_to_get_it_is_told(
     err = capfd.readouterr().err
     assert "vLLM is not installed: pip install 'hicom[vllm]'" in err
     assert "--engine local" in err
+
+
+def test_the_command_that_starts_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    for name in ("HICOM_SERVE", "VLLM_MEDIA_CONNECTOR", "VLLM_API_KEY"):
+        monkeypatch.setenv(name, "")
+    (tmp_path / "key").write_text("secret\n", "utf-8")
+    options = ["--num-frames", "4", "--max-frames", "16", "--max-mb", "3", "--port", "8123"]
+    options += ["--api-key-file", str(tmp_path / "key"), "--allow-folder", str(tmp_path)]
+    assert cli.main(["serve", "hicom-tiny", *options, "--", "--enforce-eager", "--seed", "1"]) == 0
+    (command,) = started
+    assert command[-3:] == ["--enforce-eager", "--seed", "1"]
+
+    def value(option: str) -> str:
+        return command[command.index(option) + 1]
+
+    assert value("--served-model-name") == "hicom-tiny"
+    assert value("--port") == "8123"
+    assert json.loads(value("--media-io-kwargs")) == {"video": {"video_backend": "hicom", "num_frames": 4, "size": 64}}
+    assert json.loads(value("--mm-processor-kwargs")) == {"max_frames": 16}
+    assert value("--middleware") == "hicom.serve.vllm_http.RequestGuard"
+    settings = VLLMSettings.from_environment()
+    assert settings.requests.max_frames == 16
+    assert settings.media.max_bytes == 3 * 10**6
+    assert settings.media.allowed_folders == (tmp_path.resolve(),)
+    assert os.environ["VLLM_MEDIA_CONNECTOR"] == "hicom"
+    assert os.environ["VLLM_API_KEY"] == "secret"
+    assert "secret" not in command, "other users of a machine see the arguments of commands"
+    started.clear()
+    assert cli.main(["serve", "--", "--enforce-eager"]) == 0
+    assert started[0][-1] == "--enforce-eager"
+    assert "hicom-tiny" in started[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-frames", "4"], "--max-frames 4 is less than the 8 frames"),
+        (["--device", "cpu"], "--device and --cache are for --engine local"),
+        (["no-such-model"], "no-such-model"),
+    ],
+)
+def test_wrong_options_with_vllm(
+    options: list[str], message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert cli.main(["serve", *options]) == 2
+    assert message in capfd.readouterr().err
