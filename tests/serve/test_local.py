@@ -199,8 +199,13 @@ def test_models_health_and_metrics(served: Served) -> None:
     assert json.loads(text)["error"]["code"] == "http_error"
 
 
-def test_a_client_that_goes_away_stops_its_generation(served: Served, videos: list[bytes]) -> None:
+def test_a_client_that_goes_away_stops_its_generation(
+    served: Served, videos: list[bytes], request: pytest.FixtureRequest
+) -> None:
     body = {"model": "tiny", "messages": asking(QUESTIONS[0], data_url(videos[0])), "stream": True, "max_tokens": 2000}
+    # On any machine the whole answer takes longer than what the test waits for.
+    pause = served.chat.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    request.addfinalizer(pause.remove)
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     connection.request("POST", "/v1/chat/completions", json.dumps(body))
     response = connection.getresponse()
