@@ -627,7 +627,7 @@ FAULTS = [
     ),
     Fault(
         "kept videos ignore which frames were chosen",
-        f"{SERVE}/local.py",
+        f"{SERVE}/kept.py",
         'f"{digest} {sorted(choice.items())}"',
         "digest",
         "tests/serve/test_local.py::test_options_of_the_request",

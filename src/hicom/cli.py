@@ -707,7 +707,7 @@ class AccessOptions:
     max_frames: Number = None
     """most frames of a video that a request may ask for; by default 256, with vLLM as many as videos get anyway"""
     max_waiting: int = 64
-    """requests that may wait; more are refused with status 429"""
+    """requests that may wait; more are refused with status 429 (vLLM: 503)"""
 
     def media(self) -> MediaLimits:
         """Return what is taken from clients."""
@@ -793,11 +793,7 @@ def serve_model(
         from hicom.serve.local import ServerSettings, create_app
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is missing: pip install 'hicom[serve]'") from None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:  # before a large model is loaded
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+    listener = listen(host, port)  # before a large model is loaded
     chat = place.load(model)
     settings = ServerSettings(
         name=served,
@@ -861,6 +857,18 @@ def start_vllm(
     os.execv(sys.executable, [*command, *options])
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        ValueError: the address cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+
+
 def has_gpu() -> bool:
     """Return whether there is a GPU for torch."""
     import torch
@@ -903,10 +911,7 @@ def web(
             from hicom.serve.web import create_page, launch
         except ModuleNotFoundError as error:
             raise ImportError(f"{error.name} is missing: pip install 'hicom[web]'") from None
-    try:  # before a large model is loaded
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+    listen(host, port).close()  # before a large model is loaded
     backend: LocalBackend | RemoteBackend
     if endpoint is not None:
         key = os.environ.get("HICOM_API_KEY") if api_key_file is None else api_key_file.read_text("utf-8").strip()
@@ -920,9 +925,12 @@ def web(
         limits = MediaLimits(max_bytes=max_mb * 10**6)
         backend = LocalBackend(place.load(name), name=Path(name).name, limits=limits, max_frames=max_frames)
     print(f"showing {backend.name} at http://{host}:{port}", file=sys.stderr)
-    page = create_page(backend)
-    if (ASSETS / backend.name).is_dir():  # a model of the sprite world
-        page = create_page(backend, sample=ASSETS / "demo.mp4", questions=SPRITE_QUESTIONS)
+    is_of_sprites = (ASSETS / backend.name).is_dir()
+    page = create_page(
+        backend,
+        sample=ASSETS / "demo.mp4" if is_of_sprites else None,
+        questions=SPRITE_QUESTIONS if is_of_sprites else (),
+    )
     launch(page, host=host, port=port, max_bytes=max_mb * 10**6)
 
 

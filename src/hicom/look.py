@@ -161,6 +161,35 @@ def look(
     )
     if max_visual_tokens is not None:
         window = answer.window
+    return look_at(chat, video, encoded, question, answer, size=size, instruction=instruction, window=window)
+
+
+def look_at(
+    chat: VideoChat,
+    video: Any,
+    encoded: EncodedVideo,
+    question: str,
+    answer: Answer,
+    *,
+    size: int = 256,
+    instruction: str | None = None,
+    window: Window | None = None,
+) -> Look:
+    """Return where the compressor looked for an answer that is there already; arguments as in `look`.
+
+    Args:
+        chat: the model.
+        video: the video, to be decoded once more for the pictures.
+        encoded: the same, encoded.
+        question: the question.
+        answer: what the model said.
+        size: longest side of the frames in the pictures, in pixels.
+        instruction: what steered the compressor in place of the question.
+        window: (T, H, W) of the local branch in place of the model's.
+
+    Raises:
+        ValueError: the model's compressor has no attention.
+    """
     conditional, unconditional = attend(chat, encoded, question, instruction=instruction, window=window)
     if not isinstance(video, VideoFrames):
         video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)

@@ -6,7 +6,6 @@ import base64
 import math
 import mimetypes
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +13,14 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..data.cache import content_digest
 from ..encoding import EncodedVideo
 from ..inference import Answer, VideoChat
-from ..look import Look, attend, draw_grid, pad_to_square
+from ..look import draw_grid, look_at
 from ..model.ops import Window
-from ..video import read_frames
+from .kept import KeptVideos
 from .media import MediaLimits, check_media
 
 Message = Mapping[str, str]
-PICTURE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,7 @@ class LocalBackend:
 
     Args:
         chat: the model.
+        name: of it, for people.
         limits: for videos.
         max_frames: that a video may have.
         max_new_tokens: longest answer.
@@ -133,10 +131,10 @@ class LocalBackend:
         self.chat, self.name = chat, name
         self.limits = limits or MediaLimits()
         self.num_frames, self.max_frames = chat.processor.num_frames, max(max_frames, chat.processor.num_frames)
-        self.max_new_tokens, self.kept_videos = max_new_tokens, kept_videos
+        self.max_new_tokens = max_new_tokens
         self.about = "" if chat.domain is None else f"Trained on {chat.domain.description}."
         self.has_pictures = chat.model.config.compressor == "hicom"
-        self._kept: OrderedDict[tuple[str, int], EncodedVideo] = OrderedDict()
+        self._kept = KeptVideos(chat, kept_videos)
 
     def budget(self, num_frames: int) -> Budget | None:
         """Return what a video of `num_frames` frames may take; None for compressors without windows."""
@@ -184,27 +182,14 @@ class LocalBackend:
         )
         yield Update(answer.text, costs, caution=caution)
         if self.has_pictures:
-            yield Update(answer.text, costs, self._picture(video, encoded, messages[-1]["content"], answer), caution)
+            seen = look_at(self.chat, video, encoded, messages[-1]["content"], answer, window=answer.window)
+            yield Update(answer.text, costs, draw_grid(seen), caution)
 
     def _encoded(self, video: Path, num_frames: int) -> EncodedVideo:
         if not 1 <= num_frames <= self.max_frames:
             raise ValueError(f"{num_frames} frames are asked for; 1 to {self.max_frames} are possible")
-        key = (str(content_digest(video)), num_frames)
-        encoded = self._kept.pop(key, None)
-        if encoded is None:
-            check_media(video, self.limits)
-            encoded = self.chat.encode(video, num_frames=num_frames)
-        self._kept[key] = encoded
-        while len(self._kept) > self.kept_videos:
-            self._kept.popitem(last=False)
-        return encoded
-
-    def _picture(self, video: Path, encoded: EncodedVideo, question: str, answer: Answer) -> Image.Image:
-        """Return where the model looked."""
-        conditional, unconditional = attend(self.chat, encoded, question, window=answer.window)
-        found = read_frames(video, timestamps_s=[float(t) for t in encoded.timestamps_s], size=PICTURE_SIZE)
-        frames = pad_to_square(found.frames, self.chat.processor.image_mean)
-        return draw_grid(Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional))
+        check_media(video, self.limits)
+        return self._kept.encode(video, num_frames=num_frames)
 
 
 class RemoteBackend:

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,10 +24,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
-from ..data.cache import content_digest
 from ..encoding import EncodedVideo
 from ..inference import Answer, VideoChat
 from ..video import VideoError
+from .kept import KeptVideos
 from .media import MediaError, MediaLimits, load_media
 from .requests import ChatRequest, RequestError, RequestLimits, parse_request
 from .responses import error_body, error_response, has_key, parse_json, read_bytes, refusal
@@ -73,7 +72,7 @@ class Engine:
         self.waiting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hicom-serve")
         self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="hicom-fetch")
-        self._kept: OrderedDict[str, EncodedVideo] = OrderedDict()
+        self._kept = KeptVideos(chat, settings.kept_videos)
 
     async def media(self, request: ChatRequest) -> list[Any]:
         """Return the media of a request, fetched side by side."""
@@ -92,16 +91,7 @@ class Engine:
             choice = request.choice if kind == "video" else {"num_frames": 1}
             if isinstance(source, list):  # frames that the client chose
                 choice = {"num_frames": min(len(source), self.settings.requests.max_frames)}
-            digest = content_digest(source)
-            key = None if digest is None else f"{digest} {sorted(choice.items())}"
-            video = None if key is None else self._kept.pop(key, None)
-            if video is None:
-                video = self.chat.encode(source, **choice)
-            if key is not None:
-                self._kept[key] = video
-                while len(self._kept) > self.settings.kept_videos:
-                    self._kept.popitem(last=False)
-            videos.append(video)
+            videos.append(self._kept.encode(source, **choice))
         return videos
 
     def reply(self, request: ChatRequest, sources: list[Any]) -> Answer:

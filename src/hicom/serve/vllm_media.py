@@ -42,9 +42,10 @@ class HIComVideoLoader(VideoLoader):
             size: longest side of the frames; with that of the vision tower they are scaled in the decoder, as the
                 library does, and need less memory.
         """
-        choice: dict[str, Any] = {"fps": fps if fps > 0 else 1.0} if fps > 0 or num_frames <= 0 else {}
-        choice |= {"max_frames": max_frames} if choice and max_frames is not None else {}
-        video = read_frames(data, size=size, **(choice or {"num_frames": num_frames}))
+        if num_frames > 0 and fps <= 0:
+            video = read_frames(data, size=size, num_frames=num_frames)
+        else:
+            video = read_frames(data, size=size, fps=fps if fps > 0 else 1.0, max_frames=max_frames)
         rate = video.info.fps or 1.0
         metadata = {
             "total_num_frames": video.info.num_frames,
