@@ -14,6 +14,9 @@ READY := $(VENV)/.ready
 LMMS := .venv-lmms
 VLLM := .venv-vllm
 WEB := .venv-web
+# Makes what lies in the first environment visible in another one.
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+see_first = echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" > $$($(1)/bin/python $(PACKAGES))/hicom-base.pth
 
 .PHONY: help demo test test-slow test-lmms-eval test-vllm test-web check format clean
 
@@ -81,8 +84,7 @@ $(VENV)/.ready-slow: $(READY)
 # installed as a whole: torchvision on PyPI does not fit a CPU torch. Newer filelock has lost what lmms-eval 0.7 imports.
 $(LMMS)/.ready: $(READY)
 	$(PYTHON) -m venv --clear $(LMMS)
-	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
-	    > $$($(LMMS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hicom-base.pth
+	$(call see_first,$(LMMS))
 	$(LMMS)/bin/python -m pip install --disable-pip-version-check --no-deps lmms-eval==0.7.3
 	$(LMMS)/bin/python -m pip install --disable-pip-version-check 'filelock<3.20' datasets evaluate jsonlines loguru \
 	    tenacity pytz pytablewriter sacrebleu scikit-learn sqlitedict zss python-dotenv opencv-python-headless Jinja2 sympy \
@@ -92,8 +94,7 @@ $(LMMS)/.ready: $(READY)
 # Gradio and the driver of the browser, on top of the first environment.
 $(WEB)/.ready: $(READY)
 	$(PYTHON) -m venv --clear $(WEB)
-	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
-	    > $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hicom-base.pth
+	$(call see_first,$(WEB))
 	$(WEB)/bin/python -m pip install --disable-pip-version-check 'gradio>=6,<7' playwright
 	touch $@
 

@@ -307,6 +307,16 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def test_pictures_beyond_the_limits() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    assert load_media(url, MediaLimits(max_pixels=1200)) == file.getvalue()
+    with pytest.raises(MediaError, match="40x30 pixels; at most 1,199 are taken") as error:
+        load_media(url, MediaLimits(max_pixels=1199))
+    assert error.value.code == "media_too_large"
+
+
 def test_decompression_bombs_are_not_decoded() -> None:
     data = bomb(30_000, 30_000)
     assert len(data) < 200_000
