@@ -767,8 +767,7 @@ def serve_model(
             "--num-frames": num_frames,
         }
     )
-    if not 0 < port < 65536:
-        raise ValueError(f"--port {port}: give a number from 1 to 65535")
+    check_port(port)
     for folder in access.allow_folder:
         if not folder.is_dir():
             raise ValueError(f"--allow-folder {folder}: no such folder")
@@ -857,6 +856,12 @@ def start_vllm(
     os.execv(sys.executable, [*command, *options])
 
 
+def check_port(port: int) -> None:
+    """Raise ValueError where a port cannot exist."""
+    if not 0 < port < 65536:
+        raise ValueError(f"--port {port}: give a number from 1 to 65535")
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address.
 
@@ -901,6 +906,7 @@ def web(
         max_frames: most frames of a video.
     """
     check_positive({"--max-mb": max_mb, "--max-frames": max_frames})
+    check_port(port)
     if api_key_file is not None and endpoint is None:
         raise ValueError("--api-key-file is for --endpoint")
     if endpoint is not None and (place.device or place.dtype or place.cache):

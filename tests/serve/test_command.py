@@ -168,3 +168,10 @@ def test_wrong_options_with_vllm(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     assert cli.main(["serve", *options]) == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "web"])
+@pytest.mark.parametrize("port", ["0", "99999"])
+def test_ports_that_cannot_be(command: str, port: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--port", port]) == 2
+    assert f"--port {port}: give a number from 1 to 65535" in capfd.readouterr().err
