@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import media
 import tiny
+from assembling import save_llm, save_pair
 from hicom import cli
 
 QUESTION = "what object moves left ?"
@@ -186,6 +187,43 @@ def test_info_describes_and_convert_converts_an_official_checkpoint(hicom: Hicom
     assert converted["layout"] == "transformers"
     assert converted["parameters"] == facts["parameters"]
     assert "not empty" in hicom("convert", source, tmp_path / "converted").error()
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[object]:
+    """Return the options that name a dual encoder and a language model."""
+    towers = save_pair(tmp_path / "towers", "siglip"), save_llm(tmp_path / "llm", "qwen2")
+    return ["--vision", towers[0], "--llm", towers[1], "--window", 2, 2, 2, "--num-global-tokens", 3]
+
+
+def test_convert_assemble_writes_what_its_dry_run_says(hicom: Hicom, parts: list[object], tmp_path: Path) -> None:
+    dry = json.loads(hicom("convert", "assemble", *parts, "--dry-run", "--num-frames", 4, "--json").success())
+    table = hicom("convert", "assemble", *parts, "--dry-run", "--num-frames", 4).success()
+    for fact in ("siglip_vision_model", "qwen2", "new", "21 in place of 100", "memory to ask"):
+        assert fact in table
+    assert not (tmp_path / "model").exists()
+    args = ["--dst", tmp_path / "model", "--num-frames", 4, "--json"]
+    made = json.loads(hicom("convert", "assemble", *parts, *args).success())
+    assert made.pop("written") == str(tmp_path / "model")
+    assert made == dry
+    facts = json.loads(hicom("info", tmp_path / "model", "--json").success())
+    assert facts["parameters"] == dry["parameters"]
+    assert facts["num_bytes"] == pytest.approx(dry["num_bytes"], rel=0.2), "beside the weights stand their names"
+    clip = media.write_video(tmp_path / "clip.mp4", 8)
+    answer = hicom("ask", clip, "what ?", "--model", tmp_path / "model", "--max-new-tokens", 2, "--json").success()
+    assert json.loads(answer)["num_visual_tokens"] == dry["num_visual_tokens"] == 21
+    assert "not empty" in hicom("convert", "assemble", *parts, *args).error()
+
+
+def test_convert_assemble_refuses_what_cannot_be(hicom: Hicom, parts: list[object], tmp_path: Path) -> None:
+    assert "--dst DIR" in hicom("convert", "assemble", *parts).error()
+    assert (
+        "did you mean 'qformer'" in hicom("convert", "assemble", *parts, "--dry-run", "--compressor", "qforme").error()
+    )
+    assert "--num-frames 0" in hicom("convert", "assemble", *parts, "--dry-run", "--num-frames", 0).error()
+    nothing = ["--vision", tmp_path / "nothing", "--llm", tmp_path / "llm", "--dst", tmp_path / "model"]
+    assert f"there is no model in {tmp_path / 'nothing'}" in hicom("convert", "assemble", *nothing).error()
+    assert not (tmp_path / "model").exists()
 
 
 # Wrong usage

@@ -27,8 +27,11 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from hicom import __version__
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from hicom.encoding import EncodedVideo
     from hicom.inference import Answer, VideoChat
+    from hicom.model.config import HIComConfig
     from hicom.serve.media import MediaLimits
     from hicom.serve.requests import RequestLimits
     from hicom.world.dataset import World
@@ -49,6 +52,7 @@ Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Real = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 Seconds = Annotated[float | None, arg(metavar="S", help_behavior_hint="")]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+InjectionName = Annotated[Literal["direct", "coarse", "fine", "none"] | None, arg(help_behavior_hint="")]
 Sizes = Annotated[tuple[int, int, int] | None, arg(metavar="T H W", help_behavior_hint="")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")]
 Video = Annotated[Positional[str], arg(metavar="VIDEO")]
@@ -300,21 +304,129 @@ def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJs
         print_table(rows)
 
 
-def convert(
+def convert(args: Sequence[str]) -> None:
+    """Convert an official checkpoint, or put a new model together of its parts (hicom convert assemble)."""
+    if args and args[0] == "assemble":
+        parse(convert_assemble, "convert assemble", args[1:])
+    else:
+        parse(convert_official, "convert", args)
+
+
+def convert_official(
     src: Annotated[Positional[str], arg(metavar="SRC")],
     dst: Annotated[Positional[Path], arg(metavar="DST")],
 ) -> None:
     """Convert an official checkpoint into a folder that transformers loads.
+
+    `hicom convert assemble --help`: put a new model together of a dual encoder and a language model.
 
     Args:
         src: an official checkpoint: a folder or a hub id.
         dst: the folder to write; it must not hold anything yet.
     """
     with progress(f"converting {src}"):
-        from hicom.model.convert import convert_official
+        from hicom.model import convert
 
         quiet_transformers()
-        convert_official(src, dst, log=print)
+        convert.convert_official(src, dst, log=print)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorOptions:
+    """The new compressor; without an option, what the paper has."""
+
+    window: Sizes = None
+    """frames and patches that become one token (default: 4 3 3)"""
+    num_global_tokens: Number = None
+    """tokens over the whole video (default: 32); 0: none"""
+    local_injection: InjectionName = None
+    """how the instruction enters the local branch (default: direct)"""
+    global_injection: InjectionName = None
+    """how it enters the global branch (default: coarse)"""
+    dialect: Annotated[Literal["paper", "release"] | None, arg(help_behavior_hint="")] = None
+    """formulas of the paper (default) or of the released code"""
+    local_logit_scale: bool = False
+    """cosine similarity with a learnt temperature in the local branch"""
+    vision_feature_layer: Number = None
+    """hidden state of the vision tower that is compressed (default: -2)"""
+    compressor: Text = None
+    """a baseline in place of HICom's: no_compression, spatial_pool, qformer, ..."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is given, as fields of `HIComConfig`.
+
+        Raises:
+            ValueError: there is no such baseline.
+        """
+        from hicom.model.baselines import COMPRESSORS
+
+        if self.compressor is not None:
+            lookup("compressor", self.compressor, {"hicom": None, **COMPRESSORS})
+        return given(self)
+
+
+def convert_assemble(
+    *,
+    vision: Annotated[str, arg(metavar="NAME")],
+    llm: Annotated[str, arg(metavar="NAME")],
+    dst: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    compression: OmitArgPrefixes[CompressorOptions] = CompressorOptions(),
+    num_frames: int = 32,
+    chat_template: Text = None,
+    dtype: DType = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a model together of a dual encoder, a language model and a new compressor, to be trained.
+
+    Args:
+        vision: dual encoder, SigLIP, SigLIP2 or CLIP: a folder or a hub id.
+        llm: language model: a folder, a hub id, a GGUF file, or package:NAME for an installed package with one.
+        dst: the folder to write; it must not hold anything yet.
+        compression: the compressor's options.
+        num_frames: frames of a video unless a call says otherwise.
+        chat_template: for a language model without one: chatml, or a Jinja file.
+        dtype: precision of the weights; by default the language model's own.
+        seed: of the compressor's weights.
+        dry_run: only say what it would be, reading no weights.
+        as_json: print JSON.
+    """
+    if dst is None and not dry_run:
+        raise ValueError("--dst DIR says where to write the model; with --dry-run nothing is written")
+    if dst is not None and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ValueError(f"--dst {dst} exists and is not empty; choose another folder")
+    check_positive({"--num-frames": num_frames})
+    fields = compression.fields()
+    with progress(f"looking at {vision} and {llm}"):
+        import torch
+
+        from hicom.model.assemble import assemble, plan
+
+        quiet_transformers()
+        precision = None if dtype is None else getattr(torch, dtype)
+        config = plan(vision, llm, dtype=precision, chat_template=chat_template, **fields)
+    facts = assembly_facts(config, num_frames)
+    if not dry_run:
+        assert dst is not None
+        with progress(f"putting {vision} and {llm} together"):
+            model, processor = assemble(
+                vision,
+                llm,
+                dtype=precision,
+                chat_template=chat_template,
+                num_frames=num_frames,
+                seed=seed,
+                **fields,
+            )
+            dst.mkdir(parents=True, exist_ok=True)
+            model.save_pretrained(dst)
+            processor.save_pretrained(dst)
+        facts["written"] = str(dst)
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(assembly_rows(facts))
 
 
 def train(args: Sequence[str]) -> None:
@@ -1135,7 +1247,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
 }
 # Their options are known only once heavy modules are imported; they parse what follows their name themselves.
-PARSE_THEMSELVES = {"train", "world", "data", "eval", "serve"}
+PARSE_THEMSELVES = {"convert", "train", "world", "data", "eval", "serve"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1323,6 +1435,60 @@ def print_table(rows: Sequence[Row]) -> None:
         print(f"{name:{width}}  {text}")
 
 
+def count_parameters(model: Module) -> dict[str, int]:
+    """Return the parameters of every part of a model."""
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parts[name.removeprefix("model.").partition(".")[0]] += parameter.numel()
+    return dict(parts)
+
+
+def part_kinds(config: HIComConfig) -> dict[str, str]:
+    """Return what kind of model every part is."""
+    return {
+        "vision_tower": config.vision_config.model_type,
+        "instruction_encoder": config.instruction_config.model_type,
+        "language_model": config.text_config.model_type,
+    }
+
+
+def assembly_facts(config: HIComConfig, num_frames: int) -> dict[str, Any]:
+    """Return what a model that is to be put together comes to."""
+    from hicom.model.memory import answering_memory, empty_model
+
+    model, itemsize = empty_model(config), config.dtype.itemsize
+    memory = answering_memory(model, num_frames, itemsize)
+    return {
+        "parameters": count_parameters(model),
+        "towers": part_kinds(config),
+        "num_bytes": memory.weights,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "image_size": config.image_size,
+        "grid_size": config.grid_size,
+        "num_frames": num_frames,
+        "num_visual_tokens": model.model.token_count(num_frames),
+        "num_uncompressed_tokens": num_frames * config.grid_size**2,
+        "answering_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+    }
+
+
+def assembly_rows(facts: Mapping[str, Any]) -> list[Row]:
+    """Return the same as rows of a table."""
+    memory = facts["answering_bytes"]
+    parts = ", ".join(f"{part} {memory[part] / 1e9:.2f}" for part in ("weights", "features", "cache", "work"))
+    return [
+        *(
+            (part, f"{count:,} parameters ({facts['towers'].get(part, 'new' if part == 'compressor' else 'output')})")
+            for part, count in facts["parameters"].items()
+        ),
+        ("frames", "{num_frames} of {image_size}x{image_size} pixels, {grid_size}x{grid_size} patches".format(**facts)),
+        ("visual tokens", "{num_visual_tokens:,} in place of {num_uncompressed_tokens:,}".format(**facts)),
+        ("on disk", f"{facts['num_bytes'] / 1e9:.2f} GB in {facts['dtype']}"),
+        ("memory to ask", f"about {memory['total'] / 1e9:.2f} GB ({parts})"),
+        *([("written", facts["written"])] if "written" in facts else []),
+    ]
+
+
 def ask_facts(video: EncodedVideo, question: str, answer: Answer) -> dict[str, Any]:
     """Return everything there is to say about an answer."""
     return {
@@ -1358,30 +1524,19 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder is no HICom checkpoint.
     """
-    import torch
-
     from hicom.model.config import HIComConfig
     from hicom.model.convert import is_official, official_config, weight_files
-    from hicom.model.modeling import HIComForConditionalGeneration
+    from hicom.model.memory import empty_model
 
     is_release = is_official(folder)
     config = official_config(folder) if is_release else HIComConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = HIComForConditionalGeneration(config)
-    fields = config.to_dict()
-    parts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        parts[name.removeprefix("model.").partition(".")[0]] += parameter.numel()
+    model = empty_model(config)
     return {
         "checkpoint": str(folder),
         "layout": "official release" if is_release else "transformers",
         "num_bytes": sum(file.stat().st_size for file in weight_files(folder)),
-        "parameters": dict(parts),
-        "towers": {
-            "vision_tower": fields["vision_config"]["model_type"],
-            "instruction_encoder": fields["instruction_config"]["model_type"],
-            "language_model": fields["text_config"]["model_type"],
-        },
+        "parameters": count_parameters(model),
+        "towers": part_kinds(config),
         "compressor": config.compressor,
         "dialect": config.dialect,
         "window": config.window,

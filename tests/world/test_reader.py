@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hicom.model.assemble import read_language_model
 from hicom.model.processing import CHAT_TEMPLATE
-from hicom.train.assemble import load_language_model
 from hicom.world.questions import LETTERS, NOUNS, plural
 from hicom.world.reader import ReaderConfig, evaluate, loss_of, make_batch, new_reader, read, story_and_questions, train
 
@@ -118,11 +118,12 @@ def test_training_lowers_the_loss_of_unseen_stories(tmp_path):
 
 def test_folder_is_an_ordinary_language_model(trained):
     model, folder = trained
-    loaded, (taken, tokenizer) = AutoModelForCausalLM.from_pretrained(folder), load_language_model(folder)
+    loaded, language = AutoModelForCausalLM.from_pretrained(folder), read_language_model(folder)
+    tokenizer, taken = language.tokenizer, language.model
     ids = torch.tensor([tokenizer("Which object moves LEFT?").input_ids])
     assert ids.tolist() == [tokenizer("which object moves left?").input_ids], "its own normaliser"
     with torch.no_grad():
         expected = model(ids).logits
         torch.testing.assert_close(loaded(ids).logits, expected)
         torch.testing.assert_close(taken(ids).logits, expected)
-    assert {"<video>", "<image>"} <= tokenizer.get_vocab().keys()
+    assert {language.video_token, language.image_token} <= tokenizer.get_vocab().keys()

@@ -119,6 +119,24 @@ class HIComConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_config is a {type(self.vision_config).__name__}; vision towers are SigLIP, SigLIP2 and CLIP"
             )
+        if self.is_conditional:
+            self._check_pair()
+
+    def _check_pair(self) -> None:
+        """Raise ValueError where patches and instruction are not in one space."""
+        vision, text = self.vision_config, self.instruction_config
+        kinds = [part.model_type.partition("_")[0] for part in (vision, text)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"the vision tower is a {kinds[0]} and the instruction encoder a {kinds[1]}; both have to be halves of "
+                "one dual encoder"
+            )
+        width = vision.projection_dim if isinstance(vision, CLIPVisionConfig) else vision.hidden_size
+        if width != self.instruction_dim:
+            raise ValueError(
+                f"patches have width {width} in the text space and instructions {self.instruction_dim}; both have to "
+                "come from one dual encoder"
+            )
 
     @property
     def image_size(self) -> int:

@@ -490,19 +490,26 @@ def _pad_left(rows: Sequence[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
-def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Give a model and its LLM's tokenizer placeholders of video and image; return their texts.
+def placeholder_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return the texts of a tokenizer's placeholders of video and image.
 
-    Qwen2.5's tokenizer has both already; to others they are added, and the embedding grows where it must.
+    Qwen2.5's and Qwen3's tokenizers have both already; to others they are added.
     """
     vocabulary = tokenizer.get_vocab()
     if "<|video_pad|>" in vocabulary and "<|image_pad|>" in vocabulary:
-        video, image = "<|video_pad|>", "<|image_pad|>"
-    else:
-        video, image = "<video>", "<image>"
-        tokenizer.add_tokens([video, image], special_tokens=True)
-        if len(tokenizer) > model.config.text_config.vocab_size:
-            model.resize_token_embeddings(len(tokenizer))
+        return "<|video_pad|>", "<|image_pad|>"
+    tokenizer.add_tokens(["<video>", "<image>"], special_tokens=True)
+    return "<video>", "<image>"
+
+
+def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Give a model and its LLM's tokenizer placeholders of video and image; return their texts.
+
+    The embedding grows where it must.
+    """
+    video, image = placeholder_tokens(tokenizer)
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
     model.config.video_token_id = int(tokenizer.convert_tokens_to_ids(video))
     model.config.image_token_id = int(tokenizer.convert_tokens_to_ids(image))
     return video, image

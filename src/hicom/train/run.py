@@ -226,7 +226,7 @@ def load(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProce
     """Return the model and processor that the run starts from."""
     if config.parts is not None:
         set_seed(config.seed)
-        return assemble(config.parts)
+        return assemble(config.parts, config.seed)
     assert config.init is not None
     folder = find(config.init)
     if not (folder / "config.json").is_file():
