@@ -710,7 +710,8 @@ class Job:
             # No path counts, so that the same run has the same name on every machine: the run before stands for its
             # model, and the fingerprint of all that is started from for the rest.
             fields["data"] |= {"records": [Path(file).name], "root": None, "cache": None}
-            del fields["data"]["on_bad_record"]  # younger than the first answers
+            # Younger than the first answers.
+            del fields["data"]["on_bad_record"], fields["gradient_checkpointing"]
             if config.parts is not None:
                 fields["parts"] |= {"towers": None, "language_model": None}
             digest = digest_of(fields, stages[-1].digest if stages else place.fingerprint)

@@ -19,6 +19,8 @@ from .records import PLACEHOLDERS, Sample
 
 IGNORED = -100
 """Label of places without loss."""
+CHARACTERS_PER_TOKEN = 4
+"""About as many characters of text make one token; a visual token is as long in a batch."""
 
 
 class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
@@ -44,10 +46,25 @@ class SampleSet(torch.utils.data.Dataset[tuple[int, Sample]]):
     def __getitem__(self, index: int) -> tuple[int, Sample]:
         return index, self.records[self._sources[index]][self._indices[index]]
 
-    def lengths_and_videos(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return how long the text of every sample is, in characters, and numbers that tell its videos from others."""
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of media that the records show, also those of which no sample was chosen."""
+        return tuple(kind for kind in PLACEHOLDERS if any(any(records.num_media[kind]) for records in self.records))
+
+    def lengths_and_videos(self, *, video: int = 0, image: int = 0) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return about how long every sample is, in characters, and numbers that tell its videos from others.
+
+        Args:
+            video: visual tokens of a video.
+            image: visual tokens of an image.
+        """
         places = [(self.records[source], source, i) for source, i in zip(self._sources, self._indices, strict=True)]
-        return [each.lengths[i] for each, _, i in places], [(source, each.groups[i]) for each, source, i in places]
+        lengths = []
+        for records, _, i in places:
+            group = records.groups[i]
+            tokens = video * records.num_media["video"][group] + image * records.num_media["image"][group]
+            lengths.append(records.lengths[i] + CHARACTERS_PER_TOKEN * tokens)
+        return lengths, [(source, each.groups[i]) for each, source, i in places]
 
 
 class GroupedSampler(torch.utils.data.Sampler[int]):
@@ -131,6 +148,8 @@ class Collator:
         compression: the stage's mode.
         windows: sizes (T, H, W) to draw from, one for every batch; empty: the model's own.
         seed: of that draw. It depends on the samples of the batch and on nothing else, so a resumed run draws the same.
+        kinds: of media in the whole run, `video` and `image`. Modules that they reach run for every batch, so that
+            processes that train together make the same calls whatever their samples show.
     """
 
     processor: HIComProcessor
@@ -139,6 +158,18 @@ class Collator:
     compression: Compression = "conditional"
     windows: tuple[Window, ...] = ()
     seed: int = 0
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def expected_media(self) -> tuple[str, ...]:
+        """Names of the model's arguments that media of the run's kinds go into."""
+        names = {"image": "pixel_values", "video": "pixel_values_videos" if self.store is None else "video_values"}
+        return tuple(names[kind] for kind in self.kinds)
+
+    def visual_tokens(self) -> dict[str, int]:
+        """Return the visual tokens of a video and of an image, each in the model's own window."""
+        frames = {"video": self.num_frames or self.processor.num_frames, "image": 1}
+        return {kind: self.processor.token_count(number, None, self.compression) for kind, number in frames.items()}
 
     def __call__(self, items: Sequence[tuple[int, Sample]]) -> dict[str, Any]:
         """Return tensors under the names of the model's arguments, `labels` among them."""
@@ -152,7 +183,7 @@ class Collator:
         media: dict[str, Any] = {}
         videos = [video for sample in samples for video in sample.videos]
         images = [image for sample in samples for image in sample.images]
-        features: dict[str, Any] = {}
+        features: dict[str, Any] = {"expected_media": self.expected_media} if self.kinds else {}
         if images:
             media["images"] = images
         if videos:

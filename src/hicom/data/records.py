@@ -73,6 +73,7 @@ class Records(Sequence[Sample], ABC):
         root: folder that media paths start from.
         lengths: `int64[N]`, characters of text of every sample, its answer included.
         groups: `int64[N]`, which samples show the same videos and images: equal numbers.
+        num_media: `{kind: int64[G]}`, how many videos and images the samples with each number in `groups` show.
         numbers: `int64[N]`, the record of every sample, counted from 0 over those that are not left out.
         num_records: records that are not left out.
         errors: records that were left out.
@@ -83,6 +84,7 @@ class Records(Sequence[Sample], ABC):
         self.lengths, self.groups, self.numbers = array("q"), array("q"), array("q")
         self.num_records = 0
         self.errors: list[BadRecord] = []
+        self.num_media = {name: array("l") for name in MEDIA}
         self._turns, self._first = array("l"), array("q")
         # Digests, because the names themselves may take more memory than all else.
         known: dict[bytes, int] = {}
@@ -100,6 +102,8 @@ class Records(Sequence[Sample], ABC):
                 group = known.setdefault(hashlib.blake2b(files, digest_size=16).digest(), len(known))
                 if group == len(self._first):
                     self._first.append(len(self.numbers))
+                    self.num_media["video"].append(len(sample.videos))
+                    self.num_media["image"].append(len(sample.images))
                 self.groups.append(group)
                 self.numbers.append(self.num_records)
                 self._turns.append(turn)

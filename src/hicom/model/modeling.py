@@ -512,6 +512,7 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
         window: Window | None = None,
         compression: Compression | None = None,
         video_index: Tensor | None = None,
+        expected_media: Sequence[str] = (),
     ) -> Tensor:
         """Return `float[B, sequence, C]`: text embeddings with visual tokens in the place of placeholders.
 
@@ -525,6 +526,8 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
                 pixel_values, image_instruction_input_ids, image_instruction_attention_mask, window, mode
             )
             embeddings = place_tokens(embeddings, input_ids, self.config.image_token_id, images.pooler_output, "image")
+        elif "pixel_values" in expected_media:
+            embeddings = embeddings + self.run_empty("pixel_values", embeddings, window, mode)
         if pixel_values_videos is not None or video_values is not None:
             videos = self.get_video_features(
                 pixel_values_videos,
@@ -538,7 +541,37 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
                 video_index,
             )
             embeddings = place_tokens(embeddings, input_ids, self.config.video_token_id, videos.pooler_output, "video")
+        else:
+            for name in ("pixel_values_videos", "video_values"):
+                if name in expected_media:
+                    embeddings = embeddings + self.run_empty(name, embeddings, window, mode)
         return embeddings
+
+    def run_empty(self, name: str, like: Tensor, window: Window | None, compression: Compression) -> Tensor:
+        """Run all that an argument reaches on one empty frame, and return 0.
+
+        The zero hangs on the frame's tokens, so that every parameter gets a gradient of zeros: where several processes
+        train together, one without media then still takes part in all that the others exchange.
+
+        Args:
+            name: of the argument, `video_values` for kept features.
+            like: tensor whose type and device the frame gets.
+            window: (T, H, W) in place of the model's.
+            compression: `conditional`, `unguided` or `off`.
+        """
+        config, grid = self.config, self.config.grid_size
+        is_steered = config.is_conditional and compression == "conditional"
+        if name == "video_values":
+            # Ones, because features of length zero have no direction, and the gradient of that is not a number.
+            values = like.new_ones(1, grid, grid, config.vision_config.hidden_size)
+            keys = like.new_ones(1, grid, grid, config.instruction_dim) if is_steered else None
+            features = VisionFeatures(values, keys)
+        else:
+            features = self.encode_frames(like.new_zeros(1, 3, config.image_size, config.image_size))
+        instruction = torch.zeros(1, 1, dtype=torch.long, device=like.device) if is_steered else None
+        (tokens,) = self.compress(features, [1], instruction, None, window, compression).tokens
+        # A sum over none of the tokens, not zero times one over all: that would not be zero if they overflowed.
+        return tokens[:0].sum()
 
     def forward(
         self,
@@ -559,6 +592,7 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
         window: Window | None = None,
         compression: Compression | None = None,
         video_index: Tensor | None = None,
+        expected_media: Sequence[str] = (),
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -581,6 +615,7 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
                 window,
                 compression,
                 video_index,
+                expected_media,
             )
         return self.language_model(
             attention_mask=attention_mask,
@@ -671,6 +706,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         window: Window | None = None,
         compression: Compression | None = None,
         video_index: Tensor | None = None,
+        expected_media: Sequence[str] = (),
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -697,6 +733,8 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             compression: `conditional` (None), `unguided` or `off`.
             video_index: `int[Q]`, the number of the video that each placed video shows, where some are placed more than
                 once: these are passed and encoded once. None: each its own, in order.
+            expected_media: names of media arguments whose modules run in any case, on an empty frame where this batch
+                has none: processes that train together must all make the same calls.
             use_cache: whether to return the LLM's cache.
             logits_to_keep: compute logits, and the loss, of the last so many places only; 0: of all.
             **kwargs: passed on to the LLM and the loss.
@@ -722,6 +760,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             window=window,
             compression=compression,
             video_index=video_index,
+            expected_media=expected_media,
             use_cache=use_cache,
             **given_cache(past_key_values),
             **kwargs,

@@ -13,6 +13,8 @@ from ..model.compressor import Compression
 from ..model.ops import Window
 
 OptimizerName = Literal["adamw", "muon"]
+Engine = Literal["ddp", "fsdp2", "zero2", "zero3"]
+"""How processes share the work: whole copies; PyTorch's fully sharded data parallel; DeepSpeed's ZeRO stages."""
 Rates = tuple[tuple[str, float], ...]
 """Table of (regular expression over a parameter's whole name, learning rate): first match wins, no match = frozen."""
 
@@ -119,6 +121,8 @@ class TrainConfig:
         per_video: samples of one video that come in one batch together, which then encodes it once for all of them.
         bf16: mixed precision on a GPU.
         seed: of everything random.
+        engine: how several processes share the work; None: as `accelerate launch` says, or `ddp` (docs/scale_out.md).
+        gradient_checkpointing: keep only what goes into a layer, and compute the rest again in the backward pass.
     """
 
     name: str
@@ -142,6 +146,8 @@ class TrainConfig:
     per_video: int = 1
     bf16: bool = False
     seed: int = 0
+    engine: Engine | None = None
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video"):

@@ -25,7 +25,6 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    get_cosine_schedule_with_warmup,
     set_seed,
 )
 from transformers.integrations import TensorBoardCallback
@@ -40,7 +39,8 @@ from ..model.processing import HIComProcessor
 from ..provenance import git_commit, hardware
 from .assemble import assemble, find
 from .config import Chain, TrainConfig
-from .stages import make_optimizer, resolve
+from .engines import choose_engine, engine_arguments
+from .stages import Rule, make_optimizer, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +137,17 @@ def open_stamp(out: Path, config: TrainConfig) -> dict[str, Any]:
         stamp: dict[str, Any] = json.loads(path.read_text("utf-8"))
         # A run may be moved, and go on from where it lies.
         old, new = ({**c, "out": None} for c in (stamp["configuration"], configuration))
-        if old != new:
-            changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        changed = sorted(k for k in old.keys() | new.keys() if is_set(old.get(k)) != is_set(new.get(k)))
+        if changed:
             raise ValueError(
                 f"{out} holds a run of another configuration ({', '.join(changed)} differ); choose another out, or "
                 "remove the folder"
+            )
+        before = stamp["hardware"]["processes"]
+        if stamp["status"] != "finished" and before != num_processes():
+            raise ValueError(
+                f"the run in {out} was started with {before} processes and cannot go on exactly with "
+                f"{num_processes()}, which would take other batches; start as many, or choose another out"
             )
         return stamp
     return {
@@ -157,6 +163,13 @@ def open_stamp(out: Path, config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def is_set(value: Any) -> Any:
+    """Return what is set of a part of a configuration: an older `run.json` lacks switches that came later."""
+    if isinstance(value, dict):
+        return {key: is_set(each) for key, each in value.items() if each is not None and each is not False}
+    return None if value is False else value
+
+
 def write_stamp(out: Path, stamp: dict[str, Any]) -> None:
     """Write `run.json` as a whole or not at all."""
     if is_main():
@@ -165,23 +178,41 @@ def write_stamp(out: Path, stamp: dict[str, Any]) -> None:
         part.replace(out / "run.json")
 
 
-class GroupingTrainer(Trainer):
-    """A Trainer whose batches hold samples of about equal length, of the same videos, or both."""
+class StageTrainer(Trainer):
+    """A Trainer with the rates of a stage, and batches of about equally long samples, of the same videos, or both."""
 
-    group_by_length: bool
-    per_video: int
+    config: TrainConfig
+    rules: list[Rule]
+    optimizer: Any
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer; engines call this where its parameters are to be made theirs."""
+        if self.optimizer is None:
+            config = self.config
+            self.optimizer = make_optimizer(
+                self.model,
+                self.rules,
+                optimizer=config.optimizer,
+                weight_decay=config.weight_decay,
+                betas=config.betas,
+            )
+        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of one epoch after the other."""
+        if not self.config.group_by_length and self.config.per_video == 1:
+            return super().get_train_dataloader()
         assert isinstance(self.train_dataset, SampleSet)
+        assert isinstance(self.data_collator, Collator)
         size = self.args.train_batch_size
-        lengths, videos = self.train_dataset.lengths_and_videos()
+        lengths, videos = self.train_dataset.lengths_and_videos(**self.data_collator.visual_tokens())
+        # The samples of all processes in a step are drawn together, so that no process waits for another's long ones.
         sampler = GroupedSampler(
-            lengths if self.group_by_length else None,
+            lengths if self.config.group_by_length else None,
             size * num_processes(),
             self.args.seed,
             videos=videos,
-            per_video=self.per_video,
+            per_video=self.config.per_video,
         )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
@@ -206,6 +237,8 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint that has just been written."""
+        # Every process writes a part of it: its random numbers, and under most engines weights and optimizer too.
+        wait_for_all()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
             self.keep_time()
@@ -275,6 +308,7 @@ def make_data(
         compression=stage.compression,
         windows=stage.windows,
         seed=config.seed,
+        kinds=samples.kinds,
     )
     return samples, collator
 
@@ -289,21 +323,21 @@ def make_trainer(
     """Return the Trainer of a run, and write its resolved table of stages to the log and to `stamp`."""
     if config.bf16 and not torch.cuda.is_available():
         raise ValueError("bf16=True needs a GPU; leave it out on CPUs")
+    engine = choose_engine(config.engine, num_processes(), config.optimizer)
+    stamp["engine"] = engine
     rules = resolve(model, config.stage.trainable)
     stamp["trainable"] = [rule.summary() for rule in rules]
     for row in stamp["trainable"]:
         logger.info("%(rate)8.1e  %(tensors)4d tensors  %(parameters)11d parameters  %(pattern)s", row)
     samples, collator = make_data(config, model, processor)
     stamp["samples"] = len(samples)
-    optimizer = make_optimizer(
-        model, rules, optimizer=config.optimizer, weight_decay=config.weight_decay, betas=config.betas
-    )
-    scheduler = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * config.steps), config.steps)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup * config.steps),
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         seed=config.seed,
@@ -319,6 +353,7 @@ def make_trainer(
         logging_steps=config.log_every,
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
+        **engine_arguments(engine, model, config.gradient_checkpointing),
     )
     callbacks: list[TrainerCallback] = [RunCallback(out, stamp)]
     if num_processes() > 1:
@@ -327,18 +362,15 @@ def make_trainer(
         from torch.utils.tensorboard import SummaryWriter
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
-    grouping = config.group_by_length or config.per_video > 1
-    trainer = (GroupingTrainer if grouping else Trainer)(
+    trainer = StageTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=samples,
         processing_class=processor,
-        optimizers=(optimizer, scheduler),
         callbacks=callbacks,
     )
-    if isinstance(trainer, GroupingTrainer):
-        trainer.group_by_length, trainer.per_video = config.group_by_length, config.per_video
+    trainer.config, trainer.rules = config, rules
     # The Trainer sets a key that a HICom configuration does not have; the LLM's own is the one in force.
     del model.config.use_cache
     return trainer
@@ -353,8 +385,10 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     checkpoint = last_checkpoint(out / "checkpoints")
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.config.text_config.use_cache = True
+    # Every process takes part in putting spread weights together.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if is_main():
-        model.save_pretrained(out / "model")
+        model.save_pretrained(out / "model", state_dict=weights)
         processor.save_pretrained(out / "model")
         assert isinstance(trainer.train_dataset, SampleSet)
         assert isinstance(trainer.data_collator, Collator)
@@ -374,6 +408,12 @@ def save_domain(config: TrainConfig, samples: SampleSet, store: FeatureStore | N
     some = [samples[i][1] for i in range(0, len(samples), max(1, len(samples) // DOMAIN_VIDEOS))]
     videos = sorted({video for sample in some for video in sample.videos})
     fit_domain((store.read([video], "values") for video in videos), config.data.about).save(folder)
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def leave_process_group() -> None:
