@@ -51,7 +51,7 @@ from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit
-from hicom.recipes import COMPRESSOR, IDLE, INJECTION, pretrain, tune
+from hicom.recipes.stages import COMPRESSOR, IDLE, INJECTION, pretrain, tune
 from hicom.train import DataConfig, Parts, StageConfig, TrainConfig, run
 from hicom.train.assemble import assemble
 from hicom.train.config import OptimizerName, Rates

@@ -22,7 +22,7 @@ from world_accuracy import table
 
 from hicom.model.convert import tensor_shapes
 from hicom.provenance import short_commit
-from hicom.recipes import tiny_parts
+from hicom.recipes.tiny import tiny_parts
 from hicom.train.assemble import assemble
 from hicom.video import write_video
 from hicom.world.questions import FAMILIES

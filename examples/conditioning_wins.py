@@ -14,7 +14,7 @@ import torch
 
 from hicom import VideoChat
 from hicom.data.records import read_records
-from hicom.recipes import COMPRESSOR, IDLE, LANGUAGE_MODEL
+from hicom.recipes.stages import COMPRESSOR, IDLE, LANGUAGE_MODEL
 from hicom.train import DataConfig, Parts, StageConfig, TrainConfig, run
 from hicom.world.dataset import World, make_dataset
 

@@ -375,6 +375,7 @@ def convert_assemble(
     chat_template: Text = None,
     dtype: DType = None,
     seed: int = 0,
+    compressor_from: Text = None,
     dry_run: bool = False,
     as_json: AsJson = False,
 ) -> None:
@@ -389,6 +390,7 @@ def convert_assemble(
         chat_template: for a language model without one: chatml, or a Jinja file.
         dtype: precision of the weights; by default the language model's own.
         seed: of the compressor's weights.
+        compressor_from: a HICom model whose compressor's weights are taken; its injections may be others.
         dry_run: only say what it would be, reading no weights.
         as_json: print JSON.
     """
@@ -417,6 +419,7 @@ def convert_assemble(
                 chat_template=chat_template,
                 num_frames=num_frames,
                 seed=seed,
+                compressor_from=compressor_from,
                 **fields,
             )
             dst.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicom.recipes import align, align_unguided, pretrain, tune
+from hicom.recipes.stages import align, align_unguided, pretrain, tune
 from hicom.train import StageConfig, TrainConfig
 from hicom.train.config import Rates
 from hicom.train.run import load, make_data, make_trainer, run

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from .config import HIComConfig
-from .convert import read_json
+from .convert import read_json, read_tensors, resolve_folder
 from .modeling import TOWERS, HIComForConditionalGeneration, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
 
@@ -86,6 +86,7 @@ def assemble(
     chat_template: str | None = None,
     num_frames: int = 32,
     seed: int = 0,
+    compressor_from: str | Path | None = None,
     **fields: Any,
 ) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
     """Return a model with the weights of its parts and a new compressor, and its processor.
@@ -99,6 +100,8 @@ def assemble(
         chat_template: for a language model whose tokenizer has none: `chatml`, or a file with a Jinja template.
         num_frames: frames of a video unless a call says otherwise.
         seed: of the compressor's weights, which depend on nothing else but its sizes.
+        compressor_from: HICom model whose compressor's weights are taken, where the new one has the same tensors; it
+            may have other injections.
         **fields: further fields of `HIComConfig`, such as `window` and `num_global_tokens`.
 
     Raises:
@@ -107,9 +110,12 @@ def assemble(
     towers = read_towers(vision, dtype, is_conditional=_is_conditional(fields))
     language = read_language_model(llm, dtype, chat_template=chat_template)
     assert language.model is not None
-    return put_together(
+    model, processor = put_together(
         towers, language, dtype=dtype or language.model.dtype, num_frames=num_frames, seed=seed, **fields
     )
+    if compressor_from is not None:
+        take_compressor(model, compressor_from)
+    return model, processor
 
 
 def plan(
@@ -184,6 +190,31 @@ def put_together(
 def _is_conditional(fields: Mapping[str, Any]) -> bool:
     """Whether an instruction steers a model of these fields."""
     return bool(HIComConfig(**fields).is_conditional)
+
+
+def take_compressor(model: HIComForConditionalGeneration, donor: str | Path) -> None:
+    """Give a model's compressor the weights of another model's, where both have the same tensors.
+
+    Raises:
+        ValueError: the donor is no HICom model, or tensors of the same name have other shapes.
+    """
+    own = model.model.compressor.state_dict()
+    prefix = "model.compressor."
+    found = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in read_tensors(resolve_folder(donor))
+        if name.startswith(prefix)
+    }
+    shared = {name: tensor for name, tensor in found.items() if name in own}
+    if not shared:
+        raise ValueError(f"the compressor of {donor} has no tensor in common with the new one")
+    mismatched = [
+        f"{name} {tuple(tensor.shape)} (expected {tuple(own[name].shape)})"
+        for name, tensor in sorted(shared.items())
+        if tensor.shape != own[name].shape
+    ]
+    raise_on_problems(str(donor), {"of another shape": mismatched})
+    model.model.compressor.load_state_dict(shared, strict=False)
 
 
 def special_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -106,9 +107,9 @@ class TrainConfig:
         parts: put the model together of these in place of `init`.
         data: what is learnt from.
         stage: what is trained.
-        steps: optimizer steps.
+        steps: optimizer steps; None: as many as `epochs` come to.
         batch_size: samples of one forward pass on one device.
-        accumulate: forward passes of one step.
+        accumulate: forward passes of one step; follows from `global_batch_size` where that is given.
         warmup: share of the steps in which the learning rate rises; after that it falls as a cosine.
         optimizer: `adamw`, or `muon`: Muon for the weights of linear layers and AdamW for all else.
         weight_decay: on matrices only.
@@ -123,6 +124,8 @@ class TrainConfig:
         seed: of everything random.
         engine: how several processes share the work; None: as `accelerate launch` says, or `ddp` (docs/scale_out.md).
         gradient_checkpointing: keep only what goes into a layer, and compute the rest again in the backward pass.
+        epochs: passes over all samples, where `steps` does not say how long.
+        global_batch_size: samples of one step on all devices together, whatever their number is.
     """
 
     name: str
@@ -131,7 +134,7 @@ class TrainConfig:
     parts: Parts | None = None
     data: DataConfig
     stage: StageConfig
-    steps: int
+    steps: int | None = None
     batch_size: int
     accumulate: int = 1
     warmup: float = 0.03
@@ -148,13 +151,49 @@ class TrainConfig:
     seed: int = 0
     engine: Engine | None = None
     gradient_checkpointing: bool = False
+    epochs: float | None = None
+    global_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        names = ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video", "global_batch_size")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.steps is None and (self.epochs is None or self.epochs <= 0):
+            raise ValueError(f"give steps, or epochs above 0 (epochs={self.epochs})")
+        if self.global_batch_size is not None and self.accumulate != 1:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} says how many forward passes a step has; "
+                f"leave accumulate={self.accumulate} out"
+            )
         if (self.init is None) == (self.parts is None):
             raise ValueError("give either init (the folder of a model) or parts (to put one together)")
+
+    def count_passes(self, num_processes: int) -> int:
+        """Return the forward passes of one step.
+
+        Raises:
+            ValueError: `global_batch_size` is no multiple of what all devices take at once.
+        """
+        if self.global_batch_size is None:
+            return self.accumulate
+        passes, rest = divmod(self.global_batch_size, self.batch_size * num_processes)
+        if rest or not passes:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is no multiple of batch_size={self.batch_size} on "
+                f"{num_processes} devices; choose a batch_size that divides {self.global_batch_size / num_processes:g}"
+            )
+        return passes
+
+    def count_steps(self, num_samples: int, num_processes: int) -> int:
+        """Return the optimizer steps of the run; what is left of the samples does not make a shorter one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(
+            1, int(self.epochs * num_samples / (self.batch_size * num_processes * self.count_passes(num_processes)))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +202,20 @@ class Chain:
 
     Attributes:
         out: folder of their run folders, which are named after the stages.
-        stages: the runs; `out` of all and `init` of all but the first are set by the chain.
+        stages: the runs; `out` of all, and `init` of those that go on from another one, are set by the chain.
     """
 
     out: str
     stages: tuple[TrainConfig, ...] = field(default=())
 
-    def prepare(self) -> None:
-        """Make what the first stage starts from; does nothing where that is there."""
+    def prepare(self) -> Path | None:
+        """Make what the first stage starts from, where that is missing.
+
+        Returns:
+            The model that the first stage starts from; None: it says so itself.
+        """
+        return None
+
+    def hand_over(self, model: Path, stage: TrainConfig) -> Path:
+        """Return what `stage` starts from, where the stage before left `model`."""
+        return model

@@ -80,10 +80,13 @@ def run_chain(chain: Chain) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     # Processes that train together take turns: the first one makes what is missing, the others find it there.
     with locked(out / "prepare.lock"):
-        chain.prepare()
-    model: Path | None = None
-    for stage in chain.stages:
+        model = chain.prepare()
+    for number, stage in enumerate(chain.stages):
         stage = dataclasses.replace(stage, out=str(out / stage.name))
+        if number:
+            assert model is not None
+            with locked(out / "prepare.lock"):
+                model = chain.hand_over(model, stage)
         if model is not None:
             stage = dataclasses.replace(stage, init=str(model), parts=None)
         model = run(stage)
@@ -298,7 +301,7 @@ def make_data(
             on_bad_video=data.on_bad_video,
         )
     samples = SampleSet(sources, store)
-    needed = config.batch_size * config.accumulate * num_processes()
+    needed = config.batch_size * config.count_passes(num_processes()) * num_processes()
     if len(samples) < needed:
         raise ValueError(f"{len(samples)} samples are fewer than the {needed} of one step; lower batch_size")
     collator = Collator(
@@ -330,14 +333,15 @@ def make_trainer(
     for row in stamp["trainable"]:
         logger.info("%(rate)8.1e  %(tensors)4d tensors  %(parameters)11d parameters  %(pattern)s", row)
     samples, collator = make_data(config, model, processor)
-    stamp["samples"] = len(samples)
+    steps = config.count_steps(len(samples), num_processes())
+    stamp |= {"samples": len(samples), "steps": steps, "accumulate": config.count_passes(num_processes())}
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
-        max_steps=config.steps,
+        max_steps=steps,
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate,
+        gradient_accumulation_steps=stamp["accumulate"],
         lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup * config.steps),
+        warmup_steps=round(config.warmup * steps),
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         seed=config.seed,

@@ -1,50 +1,16 @@
-"""Whole training runs: functions that return a configuration. `hicom train RECIPE` runs one."""
+"""The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from .model.ops import Window
-from .train import Chain, DataConfig, Parts, StageConfig, TrainConfig
-
-# Parameters that no gradient can reach: an equal shift of all logits of a softmax changes nothing.
-IDLE = r"model\.compressor\..*(logit_bias|k_proj\.bias)"
-INJECTION = r"model\.compressor\..*injector\..*"
-LOCAL_READOUT = r"model\.compressor\.local\.readout\..*"
-COMPRESSOR = r"model\.compressor\..*"
-LANGUAGE_MODEL = r"(model\.language_model|lm_head)\..*"
-
-# Stages of the paper (Table A1), as tables of what trains and how fast.
-
-
-def align(rate: float = 1e-3) -> StageConfig:
-    """Stage 1 of the paper: compression off; the local readout alone learns to speak to the frozen language model."""
-    return StageConfig(trainable=((LOCAL_READOUT, rate),), compression="off")
-
-
-def align_unguided(rate: float = 1e-3) -> StageConfig:
-    """Stage 1 of the release: the compressor learns without instructions, so its injections wait."""
-    return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 0.0), (COMPRESSOR, rate)), compression="unguided")
-
-
-def pretrain(rate: float = 1e-4, *, windows: tuple[Window, ...] = ()) -> StageConfig:
-    """Stage 2: the compressor learns from instructions and descriptions, the injections at ten times the rate."""
-    return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 10 * rate), (COMPRESSOR, rate)), windows=windows)
-
-
-def tune(rate: float = 1e-5, *, injection_rate: float | None = None, windows: tuple[Window, ...] = ()) -> StageConfig:
-    """Stage 3: compressor and language model learn from questions and answers."""
-    injection = rate if injection_rate is None else injection_rate
-    trainable = ((IDLE, 0.0), (INJECTION, injection), (COMPRESSOR, rate), (LANGUAGE_MODEL, rate))
-    return StageConfig(trainable=trainable, windows=windows)
-
-
-# The embedded model `hicom-tiny`: everything from nothing on a CPU, in the sprite world.
+from ..model.ops import Window
+from ..train import Chain, DataConfig, Parts, TrainConfig
+from .stages import align, pretrain, tune
 
 TINY_WINDOWS: tuple[Window, ...] = ((4, 4, 4), (2, 4, 4), (8, 4, 4), (4, 8, 8))
 """Drawn from in stage `tune`, so one set of weights serves many budgets; the model's own comes first."""
@@ -155,10 +121,10 @@ class FromNothing(Chain):
     reader: ReaderSize = ReaderSize()
     seed: int = 0
 
-    def prepare(self) -> None:
+    def prepare(self) -> Path | None:
         """Write clips, train the dual encoder, teach the language model to read; what is there already is kept."""
-        from .world import reader, towers
-        from .world.dataset import make_dataset, make_world
+        from ..world import reader, towers
+        from ..world.dataset import make_dataset, make_world
 
         root = Path(self.root)
         make_dataset(root / "world", HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
@@ -166,6 +132,7 @@ class FromNothing(Chain):
             towers.train(towers.TowerConfig(steps=self.tower_steps, seed=self.seed), root / "towers")
         if not (root / "reader" / "run.json").exists():
             reader.train(reader.ReaderConfig(**dataclasses.asdict(self.reader), seed=self.seed), root / "reader")
+        return None
 
 
 HELD_OUT_CLIPS = {"val": 500, "test": 2000, "test_pairs": 1000, "test_scenes": 1000, "test_long": 300}
@@ -188,13 +155,3 @@ def tiny_gpu() -> FromNothing:
     wider = ReaderSize(steps=20000, hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8)
     out = f"{root}/tiny"
     return FromNothing(out=out, root=root, stages=tuple(larger), num_clips=100000, tower_steps=20000, reader=wider)
-
-
-RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {
-    "tiny": tiny,
-    "tiny-align": tiny_align,
-    "tiny-pretrain": tiny_pretrain,
-    "tiny-tune": tiny_tune,
-    "tiny-gpu": tiny_gpu,
-}
-"""Name on the command line -> function that returns the run."""
