@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,10 +19,10 @@ from toy_training import ALL, make_config, make_folder
 
 TESTS = Path(__file__).parent
 TOWERS = (
-    (r"model\.vision_tower\.(embeddings|encoder|post_layernorm|head\.(mlp|layernorm))\..*", 1e-3),
-    (r"model\.instruction_encoder\..*", 1e-3),
+    (r"model\.vision_tower\.(embeddings|encoder|post_layernorm|head\.(mlp|layernorm))\..*", 3e-4),
+    (r"model\.instruction_encoder\..*", 1e-4),
 )
-"""What media and instructions reach of the towers; the last layer norm ..."""
+"""What media and instructions reach of the towers: the head's own attention takes no part. Rates differ."""
 TEXTS = [("is there a cat ?", "yes"), ("what happens ?", "it moves left it moves right it moves up"), ("is it ?", "no")]
 
 
@@ -86,6 +87,15 @@ def losses(out: Path) -> list[float]:
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """Return the trained model's weights."""
     return load_file(out / "model" / "model.safetensors")
+
+
+def assert_same_run(out: Path, other: Path, *, atol: float) -> None:
+    """Check that two runs have the same losses, and weights of the same names and values."""
+    assert losses(out) == pytest.approx(losses(other), rel=1e-5)
+    ours, others = weights(out), weights(other)
+    assert ours.keys() == others.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=atol, msg=f"{name} differs")
 
 
 def main() -> None:

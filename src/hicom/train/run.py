@@ -389,8 +389,9 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     checkpoint = last_checkpoint(out / "checkpoints")
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.config.text_config.use_cache = True
-    # Every process takes part in putting spread weights together.
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # Every process takes part in putting spread weights together; some engines count those under two names twice.
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = {name: tensor for name, tensor in (whole or {}).items() if name not in model.all_tied_weights_keys}
     if is_main():
         model.save_pretrained(out / "model", state_dict=weights)
         processor.save_pretrained(out / "model")
