@@ -84,12 +84,13 @@ def report(facts: dict[str, Any]) -> str:
         [size.upper(), *(f"{parts[name] / 1e6:.2f}M" for name in names), f"{sum(parts.values()) / 1e6:.1f}M"]
         for size, parts in facts["compressor"].items()
     ]
+    commit, peak = short_commit(facts["commit"]), GPU_FLOPS_PER_S / 1e12
     return f"""# The published recipes, counted
 
-Made by `python benchmarks/recipes.py`, commit {short_commit(facts["commit"])}. Counted from sizes, not measured. Hours: matrix
-products of forward and backward passes (with gradient checkpointing, {TEXT_TOKENS} tokens of text a sample) on {NUM_GPUS} GPUs at
-{UTILISATION:.0%} of {GPU_FLOPS_PER_S / 1e12:.0f} TFLOP/s, an A800's peak in bfloat16. Decoding is not in it: the paper's ablations of the 0.5B model
-(558K + 248K + 896K samples) took up to 28 hours on 8 A800.
+Made by `python benchmarks/recipes.py`, commit {commit}. Counted from sizes, not measured. Hours: matrix products of
+forward and backward passes (with gradient checkpointing, {TEXT_TOKENS} tokens of text a sample) on {NUM_GPUS} GPUs at
+{UTILISATION:.0%} of {peak:.0f} TFLOP/s, an A800's peak in bfloat16. Decoding is not in it: the paper's ablations of the
+0.5B model (558K + 248K + 896K samples) took under 28 hours on 8 A800.
 
 {markdown(head, rows)}
 

@@ -114,6 +114,24 @@ def test_the_compressor_depends_on_the_seed_and_its_sizes_alone(parts: Path) -> 
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_trained_compressor_is_taken_over(parts: Path, tmp_path: Path) -> None:
+    """As the released code does between its stages: other injections, the same branches."""
+    trained, processor = assemble(parts / "siglip", parts / "qwen2", seed=3, **SIZES, **NO_INSTRUCTION)
+    trained.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, _ = assemble(parts / "siglip", parts / "qwen2", compressor_from=tmp_path, **SIZES)
+    fresh, _ = assemble(parts / "siglip", parts / "qwen2", **SIZES)
+    donor = trained.model.compressor.state_dict()
+    new = fresh.model.compressor.state_dict()
+    assert any(".injector." in name for name in new)
+    for name, tensor in model.model.compressor.state_dict().items():
+        assert torch.equal(tensor, donor.get(name, new[name])), name
+    with pytest.raises(ValueError, match=r"of another shape: global_\.query \(3, 32\) \(expected \(5, 32\)\)"):
+        assemble(parts / "siglip", parts / "qwen2", compressor_from=tmp_path, window=(2, 2, 2), num_global_tokens=5)
+    with pytest.raises(ValueError, match="no tensor in common"):
+        assemble(parts / "siglip", parts / "qwen2", compressor_from=parts / "qwen2", **SIZES)
+
+
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_precision_is_the_language_models_own_or_the_one_asked_for(
     parts: Path, tmp_path: Path, dtype: torch.dtype | None

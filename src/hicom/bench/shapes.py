@@ -57,6 +57,7 @@ QWEN: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "intermediate_size": 8960,
         "vocab_size": 151936,
+        "tie_word_embeddings": True,
     },
     "0.5b": {
         "hidden_size": 896,
@@ -65,6 +66,7 @@ QWEN: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "intermediate_size": 4864,
         "vocab_size": 151936,
+        "tie_word_embeddings": True,
     },
 }
 
