@@ -1,15 +1,32 @@
 import dataclasses
 import json
+import shlex
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig
 
+from hicom.cli import parse
 from hicom.data.collate import GroupedSampler, SampleSet
+from hicom.data.features import FeatureStore, cache_features
 from hicom.data.mixture import read_sources
+from hicom.recipes import RECIPES
 from hicom.train import StageConfig, TrainConfig, run
 from hicom.train.config import Engine
-from hicom.train.engines import choose_engine, engine_arguments, launched_engine, layer_classes
+from hicom.train.engines import (
+    CHECKPOINTING,
+    choose_engine,
+    engine_arguments,
+    launched_engine,
+    layer_classes,
+    state_bytes,
+)
 from hicom.train.run import load, make_data
 from hicom.train.stages import resolve
 from scale_training import assert_same_run, make_mixed_folder, mixed_config, seen, train_in_two, weights
@@ -28,7 +45,7 @@ def gradients(config: TrainConfig, numbers: list[int]) -> tuple[float, dict[str,
     model, processor = load(config)
     resolve(model, config.stage.trainable)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
     samples, collator = make_data(config, model, processor)
     loss = model.train()(**collator([samples[i] for i in numbers])).loss
     loss.backward()
@@ -173,7 +190,7 @@ def test_a_run_does_not_go_on_in_another_number_of_processes(
     run(config)
     stamp = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(stamp | {"status": "running"}))
-    monkeypatch.setattr("hicom.train.run.num_processes", lambda: 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="started with 1 processes and cannot go on exactly with 3"):
         run(config)
 
@@ -248,3 +265,68 @@ def test_resumes_exactly_after_one_process_is_killed(folder: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr[-4000:]
     assert [len(batches) for batches in seen(killed)] < [len(batches) for batches in seen(whole)], "went on, not anew"
     assert_same_run(killed, whole, atol=2e-5)
+
+
+# Files for users.
+
+
+def test_the_slurm_script_names_what_there_is(tmp_path: Path) -> None:
+    script = EXAMPLES / "slurm" / "train.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    words = shlex.split(script.read_text().replace("\\\n", " "), comments=True)
+    recipe, *options = words[words.index("train") + 1 :]
+    default = RECIPES[recipe]()
+    config = parse(type(default), "train", options, default=default)
+    assert (config.engine, config.bf16, config.gradient_checkpointing) == ("fsdp2", True, True)
+    assert choose_engine(config.engine, 16, config.optimizer) == "fsdp2"
+
+
+def test_the_files_of_accelerate_are_engines_that_we_know() -> None:
+    for name, fields in {
+        "fsdp2": {"fsdp_config": {"fsdp_version": 2, "fsdp_state_dict_type": "SHARDED_STATE_DICT"}},
+        "zero3-offload": {"deepspeed_config": {"zero_stage": 3, "zero3_save_16bit_model": True}},
+    }.items():
+        file = yaml.safe_load((EXAMPLES / "accelerate" / f"{name}.yaml").read_text())
+        for section, expected in fields.items():
+            assert expected.items() <= file[section].items()
+        assert set(file) <= set(ClusterConfig.__dataclass_fields__)
+
+
+def test_bytes_of_an_engine_by_hand() -> None:
+    """1000 parameters of which 100 train, on 4 devices, in 16 bit: weights, gradients, states."""
+    assert state_bytes("ddp", 1000, 100, 4, bf16=True) == 4000 + 400 + 800
+    assert state_bytes("fsdp2", 1000, 100, 4, bf16=True) == (4000 + 400 + 800) // 4
+    assert state_bytes("zero2", 1000, 100, 4, bf16=True) == 2000 + (200 + 1200) // 4
+    assert state_bytes("zero3", 1000, 100, 4, bf16=True) == (2000 + 200 + 1200) // 4
+    assert state_bytes("zero3", 1000, 100, 4, bf16=False) == (4000 + 400 + 1200) // 4
+
+
+# Features that several processes need.
+
+
+def test_processes_share_the_computation_of_features(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that start at once compute every video once between them; locks hold between threads as between processes."""
+    model, processor = load(make_config(folder))
+    videos = [folder / f"{number}.mp4" for number in range(8)]
+    start, computed = threading.Barrier(2), []
+    encode_frames = type(model).encode_frames
+
+    def slowly(self: object, pixels: torch.Tensor) -> object:
+        computed.append(threading.get_ident())
+        time.sleep(0.02)
+        return encode_frames(self, pixels)
+
+    def cache(_: int) -> FeatureStore:
+        start.wait()
+        return cache_features(model, processor, videos, tmp_path / "shared", num_frames=4, batch_frames=1)
+
+    monkeypatch.setattr(type(model), "encode_frames", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(cache, range(2)))
+    assert len(computed) == len(videos)
+    assert len(set(computed)) == 2, "one did all the work"
+    alone = cache_features(model, processor, videos, tmp_path / "alone", num_frames=4, batch_frames=1)
+    for store in stores:
+        assert torch.equal(store.read(videos, "values"), alone.read(videos, "values"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +26,9 @@ from ..video import VideoError
 from .cache import locked
 
 logger = logging.getLogger(__name__)
+
+NUM_PARTS = 64
+"""Processes that need the same features share the videos out in so many parts."""
 
 OnBadVideo = Literal["stop", "skip"]
 """What an unreadable video does: it stops the run, or all its samples are left out, counted and named in a warning."""
@@ -56,8 +61,8 @@ class FeatureStore:
         self.num_frames = 0
         self._stamps: dict[str, list[int]] = {}
         self._maps: dict[str, np.ndarray] = {}
-        for entry in read_index(folder / "index.jsonl"):
-            self._enter(entry)
+        self._read = 0
+        self.refresh()
 
     def __contains__(self, video: Path) -> bool:
         name = str(video.resolve())
@@ -86,8 +91,25 @@ class FeatureStore:
         self.places[name] = Place(entry["start"], entry["num_frames"])
         self.num_frames = entry["start"] + entry["num_frames"]
 
+    def refresh(self) -> None:
+        """Take in what other processes have added; a last line that was cut off is removed from the index."""
+        path = self.folder / "index.jsonl"
+        if not path.exists():
+            return
+        with path.open("r+b") as file:
+            file.seek(self._read)
+            data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read += len(whole)
+            if len(whole) < len(data):
+                file.truncate(self._read)
+        for line in whole.splitlines():
+            self._enter(json.loads(line))
+        self._maps.clear()
+
     def append(self, video: Path, features: dict[str, np.ndarray] | str) -> None:
-        """Add the features of one video, or the reason why it has none."""
+        """Add the features of one video, or the reason why it has none; only while holding the store's lock."""
+        self.refresh()
         entry: dict[str, Any] = {"video": str(video.resolve()), "stamp": stamp(video)}
         if isinstance(features, str):
             entry["error"] = features
@@ -99,8 +121,7 @@ class FeatureStore:
                     file.write(array.tobytes())
         with (self.folder / "index.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self._enter(entry)
-        self._maps.clear()
+        self.refresh()
 
 
 def stamp(video: Path) -> list[int]:
@@ -111,16 +132,21 @@ def stamp(video: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of an index; a last line that was cut off is removed from the file."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
-    for line in whole.splitlines():
-        yield json.loads(line)
+def part_of(video: Path) -> int:
+    """Return the number of the part that a video is in when processes share the work."""
+    return hashlib.blake2b(str(video.resolve()).encode(), digest_size=1).digest()[0] % NUM_PARTS
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold an exclusive lock if no other process does, or wait for it; yield whether it is held."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def tower_digest(model: HIComForConditionalGeneration) -> str:
@@ -161,6 +187,8 @@ def cache_features(
 ) -> FeatureStore:
     """Return a store with the features of `videos`; those that it lacks are computed, also after an interruption.
 
+    Processes that call this at the same time, those of one run or of several, share what there is to compute.
+
     Args:
         model: its vision tower is used as it is.
         processor: the model's.
@@ -183,27 +211,54 @@ def cache_features(
                 (place / f"{name}.bin").touch()
             (place / "key.json").write_text(text, "utf-8")
         store = FeatureStore(place)
-        wanted = list(dict.fromkeys(videos))
-        missing = [video for video in wanted if video not in store]
-        waiting: list[tuple[Path, Tensor]] = []
-        read = read_ahead(processor, missing, num_frames)
-        for video, pixels in tqdm(
-            read, desc="vision features", unit="video", total=len(missing), mininterval=5, disable=not missing
-        ):
-            if isinstance(pixels, VideoError):
-                if on_bad_video == "stop":
-                    raise ValueError(f"{pixels}; repair the file, or train with on_bad_video='skip'") from pixels
-                store.append(video, str(pixels))
-                continue
-            waiting.append((video, pixels))
-            if sum(len(pixels) for _, pixels in waiting) >= batch_frames:
-                encode(model, store, waiting)
-        encode(model, store, waiting)
+    wanted = list(dict.fromkeys(videos))
+    parts: dict[int, list[Path]] = {}
+    for video in wanted:
+        if video not in store:
+            parts.setdefault(part_of(video), []).append(video)
+    # Processes share the work: each takes parts that no other is at, and at the end waits for those that others are at,
+    # which leaves something to do only where one of them was stopped.
+    with tqdm(total=sum(map(len, parts.values())), desc="vision features", unit="video", delay=2) as bar:
+        for wait in (False, True):
+            for number in list(parts):
+                with claimed(place / f"part-{number}.lock", wait=wait) as is_mine:
+                    if is_mine:
+                        fill(store, model, processor, parts[number], num_frames, on_bad_video, batch_frames)
+                        bar.update(len(parts.pop(number)))
+    with locked(place / "lock"):
+        store.refresh()
     bad = [video for video in wanted if str(video.resolve()) in store.errors]
     if bad:
         reasons = "; ".join(store.errors[str(video.resolve())] for video in bad[:5])
         logger.warning("%d of %d videos cannot be read and are left out: %s", len(bad), len(wanted), reasons)
     return store
+
+
+def fill(
+    store: FeatureStore,
+    model: HIComForConditionalGeneration,
+    processor: HIComProcessor,
+    videos: list[Path],
+    num_frames: int,
+    on_bad_video: OnBadVideo,
+    batch_frames: int,
+) -> None:
+    """Compute what a store lacks of some videos; arguments as in `cache_features`."""
+    with locked(store.folder / "lock"):
+        store.refresh()
+    missing = [video for video in videos if video not in store]
+    waiting: list[tuple[Path, Tensor]] = []
+    for video, pixels in read_ahead(processor, missing, num_frames):
+        if isinstance(pixels, VideoError):
+            if on_bad_video == "stop":
+                raise ValueError(f"{pixels}; repair the file, or train with on_bad_video='skip'") from pixels
+            with locked(store.folder / "lock"):
+                store.append(video, str(pixels))
+            continue
+        waiting.append((video, pixels))
+        if sum(len(pixels) for _, pixels in waiting) >= batch_frames:
+            encode(model, store, waiting)
+    encode(model, store, waiting)
 
 
 def read_ahead(
@@ -247,5 +302,6 @@ def encode(model: HIComForConditionalGeneration, store: FeatureStore, waiting: l
     for i, (video, _) in enumerate(waiting):
         if not all(bool(x[i].isfinite().all()) for x in parts.values()):
             raise ValueError(f"the features of {video} exceed float16; train from pixels (cache=None)")
-        store.append(video, {name: x[i].numpy() for name, x in parts.items()})
+        with locked(store.folder / "lock"):
+            store.append(video, {name: x[i].numpy() for name, x in parts.items()})
     waiting.clear()

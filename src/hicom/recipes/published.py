@@ -22,6 +22,7 @@ from ..model.assemble import NO_INSTRUCTION, assemble
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..train import Chain, DataConfig, StageConfig, TrainConfig
+from ..train.config import Engine
 from .stages import align_release, align_unguided, pretrain, pretrain_release, tune, tune_release
 
 SizeName = Literal["0.5b", "1.5b", "7b"]
@@ -63,19 +64,21 @@ class Size:
     Attributes:
         llm: hub id of the language model.
         global_batch_size: of the stages `pretrain` and `tune` (Table A1: 512 for 0.5B, 256 from 7B on).
-        batch_sizes: samples that one GPU of 80 GB takes at once, by stage.
+        batch_sizes: samples that one GPU of 80 GB is to take at once, by stage.
+        tune_engine: what spreads the model over the GPUs in the stage `tune`; None: it fits as a whole.
     """
 
     llm: str
     global_batch_size: int
     batch_sizes: dict[StageName, int]
+    tune_engine: Engine | None = None
 
 
 SIZES: dict[SizeName, Size] = {
     "0.5b": Size("Qwen/Qwen2.5-0.5B-Instruct", 512, {"align": 64, "pretrain": 16, "tune": 8}),
     # Table A1 does not name this size; it counts as below 7B.
     "1.5b": Size("Qwen/Qwen2.5-1.5B-Instruct", 512, {"align": 64, "pretrain": 16, "tune": 8}),
-    "7b": Size("Qwen/Qwen2.5-7B-Instruct", 256, {"align": 32, "pretrain": 8, "tune": 2}),
+    "7b": Size("Qwen/Qwen2.5-7B-Instruct", 256, {"align": 32, "pretrain": 8, "tune": 2}, "fsdp2"),
 }
 
 
@@ -140,6 +143,7 @@ def make_stage(root: str, size: Size, stage: StageName, config: StageConfig) -> 
         bf16=True,
         workers=8,
         gradient_checkpointing=True,
+        engine=size.tune_engine if stage == "tune" else None,
         group_by_length=True,
     )
 
@@ -238,7 +242,7 @@ def describe(name: str, size: SizeName, stages: tuple[StageName, ...]) -> str:
     is_last = stages[-1] == "tune"
     result = RESULTS[size] if is_last else "the paper gives no figure for a model that stops here"
     return f"""
-        Command: `torchrun --nproc-per-node {NUM_GPUS} -m hicom train {name}` (larger models: `--engine fsdp2`).
+        Command: `torchrun --nproc-per-node {NUM_GPUS} -m hicom train {name}`.
         Hardware: {NUM_GPUS} GPUs of 80 GB, as the paper had; other numbers need another `--batch-size` at most.
         Expected time: {hours(size, stages):.1f} hours of pure computing at {UTILISATION:.0%} of an A800's peak;
         decoding videos, which the stages do as they go, may well take longer.

@@ -129,3 +129,24 @@ def engine_arguments(engine: Engine, model: nn.Module, gradient_checkpointing: b
     if engine in ("zero2", "zero3") and not is_launched:
         arguments["deepspeed"] = zero_config(engine)
     return arguments
+
+
+def state_bytes(engine: Engine, num_parameters: int, num_trained: int, num_processes: int, *, bf16: bool) -> int:
+    """Return the bytes that weights, gradients and AdamW's states take on one device, activations left out.
+
+    DDP and FSDP2 keep weights in 32 bit and compute in 16 under `bf16`; DeepSpeed keeps weights and gradients in 16
+    bit, and a copy in 32 bit of what it trains (ZeRO, Rajbhandari et al., 2020, section 3).
+
+    Args:
+        engine: how they are spread.
+        num_parameters: of the model, those included that are frozen.
+        num_trained: of these.
+        num_processes: devices that share.
+        bf16: whether training is in mixed precision.
+    """
+    weight = 2 if bf16 and engine in ("zero2", "zero3") else 4
+    weights, gradients = weight * num_parameters, weight * num_trained
+    states = (12 if engine in ("zero2", "zero3") else 8) * num_trained
+    whole = {"ddp": weights + gradients + states, "fsdp2": 0, "zero2": weights, "zero3": 0}[engine]
+    spread = weights + gradients + states - whole if engine != "ddp" else 0
+    return whole + -(-spread // num_processes)
