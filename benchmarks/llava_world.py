@@ -1,7 +1,7 @@
 """Train a small LLaVA-OneVision on the sprite world, in two parts: what `attach_quality.py` attaches to.
 
     python benchmarks/llava_world.py --out runs/llava-mixed
-    python benchmarks/llava_world.py --out runs/llava --init runs/llava-mixed --steps 450 --open-only
+    python benchmarks/llava_world.py --out runs/llava --init runs/llava-mixed --steps 900 --open-only
 
 A model of the class of transformers, with its own 2x2 pooling, that has never seen a pooled window. The vision tower is
 that of the embedded dual encoder and stays frozen, the language model starts as the embedded one that reads; projector,

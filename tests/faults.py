@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 OPS, COMPRESSOR = "hicom/model/ops.py", "hicom/model/compressor.py"
 MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
+DROP_IN, DUAL_ENCODER = "hicom/drop_in.py", "hicom/model/dual_encoder.py"
 VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
 LOOP, READER, OPTIM = "hicom/world/loop.py", "hicom/world/reader.py", "hicom/optim.py"
@@ -645,6 +646,34 @@ FAULTS = [
         "        content += piece\n        if len(content) > most:",
         "        content += piece\n        if False:",
         "tests/serve/test_vllm_http.py::test_too_long_and_broken_bodies",
+    ),
+    Fault(
+        "attach: all videos get the instruction of the first prompt",
+        DROP_IN,
+        "return [row for row, count",
+        "return [0 for row, count",
+        "tests/test_drop_in.py::test_every_video_gets_the_instruction_of_its_prompt",
+    ),
+    Fault(
+        "attach: cosines are not scaled",
+        DROP_IN,
+        "match_windows(keys, query, plan, window) * logit_scale",
+        "match_windows(keys, query, plan, window)",
+        "tests/test_drop_in.py::test_equals_loops",
+    ),
+    Fault(
+        "attach: detaching forgets what others had set on the instance",
+        DROP_IN,
+        "setattr(owner, name, before[0])",
+        "delattr(owner, name)",
+        "tests/test_drop_in.py::test_what_was_set_on_the_instance_comes_back",
+    ),
+    Fault(
+        "attach: a tower of the same sizes counts as equal",
+        DUAL_ENCODER,
+        "torch.equal(own[name], other[name].to(own[name]))",
+        "own[name].shape == other[name].shape",
+        "tests/test_drop_in.py::test_a_tower_that_was_trained_further_is_not_shared",
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -501,3 +502,25 @@ def test_an_unknown_template_is_named() -> None:
             last_logits(model, inputs)
     with attach(model, "onevision", processor=llava.tokenizer(), user_turn=r"(.*) describe"):
         last_logits(model, inputs)
+
+
+# What is written about it
+
+PAGE = (Path(__file__).parents[1] / "docs" / "attach.md").read_text(encoding="utf-8")
+
+
+def test_the_page_runs() -> None:
+    family = "onevision"
+    names: dict[str, Any] = {
+        "model": llava.model(family),
+        "processor": llava.processor(family),
+        "tokenizer": llava.tokenizer(),
+        "siglip": llava.dual_encoder("siglip"),
+        "siglip_tokenizer": llava.tokenizer(),
+        "frames": llava.videos(family, 1, 8)[0],
+    }
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/attach.md", "exec"), names)
+    assert "get_video_features" not in vars(names["model"].model)
