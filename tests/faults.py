@@ -96,8 +96,8 @@ FAULTS = [
     Fault(
         "local windows are not masked in a batch with shorter videos",
         COMPRESSOR,
-        'logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)',
-        "pass",
+        'return logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)',
+        "return logits",
         "tests/model/test_compressor.py::test_batch_equals_one_by_one",
     ),
     Fault(
@@ -165,9 +165,9 @@ FAULTS = [
     ),
     Fault(
         "keys lose the residual of the pooling head",
-        MODELING,
-        "keys = last + tower.head.mlp(",
-        "keys = tower.head.mlp(",
+        DUAL_ENCODER,
+        "return last_FND + head.mlp(",
+        "return head.mlp(",
         "tests/model/test_convert.py::test_golden_parity",
     ),
     Fault(

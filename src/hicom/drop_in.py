@@ -301,7 +301,8 @@ class Attachment:
             return values, None
         assert self._encoder is not None
         if self.shares_tower:
-            return values, self._encoder.keys_of_hidden(states[-1], tower.config.num_hidden_layers)
+            keys = self._encoder.keys_of_hidden(states[-1], tower.config.num_hidden_layers)
+            return values, keys.to(values.device)
         keys = self._encoder.keys(pixels_F3SS, self._normalisation).to(values.device)
         if keys.shape[1] != self._grid:
             keys = rearrange(keys.float(), "f h w k -> f k h w")

@@ -209,6 +209,7 @@ class DualEncoder:
             hidden_FND: what the last layer of a tower returns that this one starts as (`starts_as`).
             num_layers: layers that it has; this tower goes on with its own after as many.
         """
+        hidden_FND = hidden_FND.to(self.model.device)
         for layer in self.vision.encoder.layers[num_layers:]:
             hidden_FND = layer(hidden_FND, attention_mask=None)
         return self._to_text_space(self.vision.post_layernorm(hidden_FND))
