@@ -42,6 +42,7 @@ from hicom.tables import markdown
 from hicom.train.assemble import load_language_model, load_towers
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "attach.md"
 WINDOWS: tuple[Window, ...] = ((1, 2, 2), (2, 2, 2), (1, 4, 4), (4, 3, 3), (2, 4, 4), (4, 4, 4))
 SCALES = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SWEPT: tuple[Window, ...] = ((1, 2, 2), (2, 2, 2), (4, 3, 3), (4, 4, 4))
@@ -249,6 +250,13 @@ def report(results: Mapping[str, Any]) -> str:
     )
 
 
+def write_page(page: Path, text: str) -> None:
+    """Write the results into the page between its markers."""
+    start, end = "<!-- results -->", "<!-- /results -->"
+    head, _, rest = page.read_text("utf-8").partition(start)
+    page.write_text(f"{head}{start}\n\n{text}\n\n{end}{rest.partition(end)[2]}", "utf-8")
+
+
 def measure(asker: Asker, samples: Sequence[Sample], ways: Sequence[Way]) -> list[dict[str, Any]]:
     """Return accuracy by family of every way; conditional ones follow the plain one that they are compared with."""
     families = sorted({str(sample.metadata["family"]) for sample in samples})
@@ -275,7 +283,7 @@ def measure(asker: Asker, samples: Sequence[Sample], ways: Sequence[Way]) -> lis
 
 
 def main() -> None:
-    """Choose on some clips, measure on others, write `attach.json` and `attach.md`."""
+    """Choose on some clips, measure on others; write `attach.json`, its tables beside it, and these into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--world", type=Path, default=Path("runs/world"))
@@ -335,6 +343,8 @@ def main() -> None:
     args.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     args.out.with_suffix(".md").write_text(report(results) + "\n", "utf-8")
     print(report(results))
+    if args.out == parser.get_default("out"):
+        write_page(PAGE, report(results))
 
 
 if __name__ == "__main__":
