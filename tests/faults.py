@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 OPS, COMPRESSOR = "hicom/model/ops.py", "hicom/model/compressor.py"
 MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
+DROP_IN, DUAL_ENCODER = "hicom/drop_in.py", "hicom/model/dual_encoder.py"
 VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
 ENGINES, FEATURES = "hicom/train/engines.py", "hicom/data/features.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
@@ -96,8 +97,8 @@ FAULTS = [
     Fault(
         "local windows are not masked in a batch with shorter videos",
         COMPRESSOR,
-        'logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)',
-        "pass",
+        'return logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)',
+        "return logits",
         "tests/model/test_compressor.py::test_batch_equals_one_by_one",
     ),
     Fault(
@@ -165,9 +166,9 @@ FAULTS = [
     ),
     Fault(
         "keys lose the residual of the pooling head",
-        MODELING,
-        "keys = last + tower.head.mlp(",
-        "keys = tower.head.mlp(",
+        DUAL_ENCODER,
+        "return last_FND + head.mlp(",
+        "return head.mlp(",
         "tests/model/test_convert.py::test_golden_parity",
     ),
     Fault(
@@ -674,6 +675,34 @@ FAULTS = [
         "        content += piece\n        if len(content) > most:",
         "        content += piece\n        if False:",
         "tests/serve/test_vllm_http.py::test_too_long_and_broken_bodies",
+    ),
+    Fault(
+        "attach: all videos get the instruction of the first prompt",
+        DROP_IN,
+        "return [row for row, count",
+        "return [0 for row, count",
+        "tests/test_drop_in.py::test_every_video_gets_the_instruction_of_its_prompt",
+    ),
+    Fault(
+        "attach: cosines are not scaled",
+        DROP_IN,
+        "match_windows(keys, query, plan, window) * logit_scale",
+        "match_windows(keys, query, plan, window)",
+        "tests/test_drop_in.py::test_equals_loops",
+    ),
+    Fault(
+        "attach: detaching forgets what others had set on the instance",
+        DROP_IN,
+        "setattr(owner, name, before[0])",
+        "delattr(owner, name)",
+        "tests/test_drop_in.py::test_what_was_set_on_the_instance_comes_back",
+    ),
+    Fault(
+        "attach: a tower of the same sizes counts as equal",
+        DUAL_ENCODER,
+        "torch.equal(own[name], other[name].to(own[name]))",
+        "own[name].shape == other[name].shape",
+        "tests/test_drop_in.py::test_a_tower_that_was_trained_further_is_not_shared",
     ),
 ]
 

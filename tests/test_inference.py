@@ -19,7 +19,7 @@ import tiny
 from hicom import VideoChat, inference
 from hicom.encoding import EncodedVideo
 from hicom.inference import Answer, writers
-from hicom.model.processing import InstructionWarning
+from hicom.model.dual_encoder import InstructionWarning
 
 QUESTIONS = ["which object moves left ?", "is there a dog in the video ?", "how many red ?"]
 

@@ -19,6 +19,7 @@ LEVELS = {
     "model": 1,
     "data": 2,
     "world": 2,
+    "drop_in": 2,
     "encoding": 3,
     "inference": 4,
     "look": 5,

@@ -15,6 +15,7 @@ NAMES = [
     "HybridCompressor",
     "VideoChat",
     "__version__",
+    "attach",
     "probe",
     "read_frames",
     "register",
@@ -78,6 +79,10 @@ SIGNATURES = {
         "(messages, videos=(), *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),
     "VideoChat.conversation": "(video)",
+    "attach": (
+        "(model, processor=None, *, dual_encoder, instruction_tokenizer=None, window=None, max_visual_tokens=None, "
+        "logit_scale=None, share_tower=None, pool_projected=False, user_turn=None)"
+    ),
     "probe": "(source, *, source_fps=25.0)",
     "read_frames": (
         "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, "

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hicom.drop_in import attach
     from hicom.inference import VideoChat
     from hicom.model.compressor import HybridCompressor
     from hicom.model.config import HIComConfig
@@ -27,6 +28,7 @@ __all__ = [
     "HybridCompressor",
     "VideoChat",
     "__version__",
+    "attach",
     "probe",
     "read_frames",
     "register",
@@ -39,6 +41,7 @@ _HOMES = {
     "HIComProcessor": "hicom.model.processing",
     "HybridCompressor": "hicom.model.compressor",
     "VideoChat": "hicom.inference",
+    "attach": "hicom.drop_in",
     "probe": "hicom.video",
     "read_frames": "hicom.video",
 }

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import tiny
-from hicom.model.processing import HIComProcessor, InstructionWarning
+from hicom.model.dual_encoder import InstructionWarning
+from hicom.model.processing import HIComProcessor
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,24 @@ def normalize(x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True)
 
 
+def match_windows(keys_FHWK: Tensor, query_VK: Tensor, plan: TimePlan, window: Window) -> Tensor:
+    """Return `float[G, H/h, W/w, t, h, w]`: every patch's key times the one query of its video, cut into windows."""
+    # One query a video: the logits are cheaper per patch than per window, and need no copy of the keys.
+    frame_video = plan.video.new_zeros(len(keys_FHWK))
+    frame_video[plan.index] = plan.video[:, None]
+    # Not query_VK[frame_video]: that sums gradients in an order of its own at every run.
+    query_FK = query_VK.index_select(0, frame_video)
+    logits = torch.einsum("fhwd,fd->fhw", keys_FHWK, query_FK)
+    return gather_windows(logits, plan, window)
+
+
+def mask_repeats(logits: Tensor, plan: TimePlan) -> Tensor:
+    """Return window logits that are -inf where a video shorter than the window repeats its last frame."""
+    if plan.mask is None:
+        return logits
+    return logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)
+
+
 class Gate(nn.Module):
     """A learnt blend that starts as the identity: (1 - alpha) x + alpha LN(proj(x)), with the scalar alpha = 0."""
 
@@ -303,14 +321,7 @@ class LocalCompressor(nn.Module):
         values = values_FHWD if self.value_gate is None else self.value_gate(values_FHWD)
 
         if injector is not None and injector.injection == "direct":
-            query_VD = injector.embed(self.guide(instruction))
-            # One query a video: the logits are cheaper per patch than per window, and need no copy of the keys.
-            frame_video = plan.video.new_zeros(len(values_FHWD))
-            frame_video[plan.index] = plan.video[:, None]
-            # Not query_VD[frame_video]: that sums gradients in an order of its own at every run.
-            query_FD = query_VD.index_select(0, frame_video)
-            logits = torch.einsum("fhwd,fd->fhw", keys, query_FD)
-            logits = gather_windows(logits, plan, window)
+            logits = match_windows(keys, injector.embed(self.guide(instruction)), plan, window)
         else:
             # Queries must have the width of the keys. As published they are pooled from the values where those have it.
             pooled = values_FHWD if values_FHWD.shape[-1] == keys.shape[-1] else raw_keys
@@ -326,8 +337,7 @@ class LocalCompressor(nn.Module):
             logits = logits * self.logit_scale.exp() + self.logit_bias
         else:
             logits = logits * keys.shape[-1] ** -0.5
-        if plan.mask is not None:
-            logits = logits.masked_fill(~rearrange(plan.mask, "g t -> g 1 1 t 1 1"), -math.inf)
+        logits = mask_repeats(logits, plan)
         shape = logits.shape
         flat = at_least_float32(logits.flatten(3))
         attention = flat.softmax(-1).to(values.dtype).view(shape)

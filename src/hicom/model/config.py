@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
 from .compressor import Dialect, Injection
+from .dual_encoder import frame_size
 from .ops import check_window
 
 # Parts that a configuration does not describe. SigLIP's own begin and end of text lie outside its vocabulary.
@@ -141,9 +142,7 @@ class HIComConfig(PreTrainedConfig):
     @property
     def image_size(self) -> int:
         """Height and width of the frames that the vision tower takes, in pixels."""
-        if isinstance(self.vision_config, Siglip2VisionConfig):
-            return int(self.vision_config.num_patches**0.5) * int(self.vision_config.patch_size)
-        return int(self.vision_config.image_size)
+        return frame_size(self.vision_config)
 
     @property
     def grid_size(self) -> int:

@@ -37,6 +37,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 
 from .compressor import Compression, CompressorOutput, HybridCompressor
 from .config import HIComConfig
+from .dual_encoder import frame_inputs, siglip_keys
 from .ops import Window, check_video_index, repeat_videos
 
 TOWERS: dict[type, type[PreTrainedModel]] = {
@@ -257,13 +258,7 @@ class VisualParts:
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (size, size):
             raise ValueError(f"frames must be float[F, 3, {size}, {size}], got {tuple(pixel_values.shape)}")
         pixel_values = pixel_values.to(tower.dtype)
-        inputs: dict[str, Tensor] = {"pixel_values": pixel_values}
-        if isinstance(config, Siglip2VisionConfig):
-            grid = self.config.grid_size
-            patches = rearrange(pixel_values, "f c (h p) (w q) -> f (h w) (p q c)", h=grid, w=grid)
-            mask = torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device)
-            shapes = torch.full((len(patches), 2), grid, device=patches.device)
-            inputs = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        inputs = frame_inputs(config, pixel_values)
         keys = None
         if self.tapped is not None:
             box: list[Tensor] = []
@@ -285,7 +280,7 @@ class VisualParts:
                 last = last if self.config.dialect == "release" else tower.vision_model.post_layernorm(last)
                 keys = tower.visual_projection(last[:, 1:])
             else:
-                keys = last + tower.head.mlp(tower.head.layernorm(last))
+                keys = siglip_keys(last, tower.head)
         height = self.config.grid_size
         return VisionFeatures(
             rearrange(values, "f (h w) d -> f h w d", h=height),

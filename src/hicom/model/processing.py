@@ -20,6 +20,7 @@ from .baselines import build_compressor
 from .compressor import Compression
 from .config import HIComConfig
 from .convert import read_json
+from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
 from .instruction import extract_instruction
 from .modeling import HIComForConditionalGeneration
 from .ops import Window, check_window, choose_window, token_count
@@ -31,10 +32,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML, for LLMs whose tokenizer brings no template of its own."""
-
-
-class InstructionWarning(UserWarning):
-    """An instruction was longer than the instruction encoder takes."""
 
 
 class HIComProcessor(ProcessorMixin):
@@ -127,11 +124,8 @@ class HIComProcessor(ProcessorMixin):
     ) -> HIComProcessor:
         """Return the processor that fits a model's configuration; `kwargs` are further arguments of the constructor."""
         is_clip = config.vision_config.model_type == "clip_vision_model"
-        clip: dict[str, Any] = {
-            "image_mean": (0.48145466, 0.4578275, 0.40821073),
-            "image_std": (0.26862954, 0.26130258, 0.27577711),
-            "mask_instruction": True,
-        }
+        mean, std = CLIP_NORMALISATION
+        clip: dict[str, Any] = {"image_mean": mean, "image_std": std, "mask_instruction": True}
         return cls(
             tokenizer,
             instruction_tokenizer,
@@ -214,19 +208,7 @@ class HIComProcessor(ProcessorMixin):
         Warns:
             InstructionWarning: an instruction was too long and is cut.
         """
-        tokenizer, limit = self.instruction_tokenizer, self.max_instruction_length
-        for text in instructions:
-            length = len(tokenizer(text)["input_ids"])
-            if length > limit:
-                warnings.warn(
-                    f"the instruction has {length} tokens, the instruction encoder takes {limit}; the rest does not "
-                    f"steer the compressor (the LLM still reads it all): {text[:60]!r}...",
-                    InstructionWarning,
-                    stacklevel=2,
-                )
-        batch = tokenizer(
-            list(instructions), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
+        batch = tokenize_instructions(self.instruction_tokenizer, instructions, self.max_instruction_length)
         return batch["input_ids"], batch["attention_mask"] if self.mask_instruction else None
 
     def _placeholders(self, text: str) -> str:
