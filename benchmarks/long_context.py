@@ -76,7 +76,7 @@ class Protocol:
     """
 
     num_train_clips: int = 1500
-    steps: int = 500
+    steps: int = 300
     batch: int = 32
     num_clips: int = 200
 
@@ -155,11 +155,11 @@ def tests_of(model: Model) -> Iterator[Test]:
     clips: Clips
     for clips in WORLDS:
         yield from (Test(clips=clips, num_frames=n) for n in FRAMES)
-        if model.trained != TRAINED:
-            continue
-        for n in (64, NUM_FRAMES):
-            duration_s = NUM_FRAMES / SOURCE_FPS[clips]
-            yield Test(clips=clips, fps=n / 2 / duration_s)
+    if model.trained != TRAINED:
+        return
+    for clips in WORLDS:
+        whole_fps = SOURCE_FPS[clips]
+        yield from (Test(clips=clips, fps=fps) for fps in (whole_fps / 4, whole_fps / 2))
         yield Test(clips=clips, num_frames=NUM_FRAMES, max_visual_tokens=BUDGET)
         yield Test(clips=clips, num_frames=NUM_FRAMES, window=(4 * NUM_FRAMES // TRAINED, 4, 4))
         yield Test(clips=clips, num_frames=NUM_FRAMES, positions="scaled")
@@ -265,7 +265,7 @@ class Study:
             steps=self.protocol.steps,
             batch_size=self.protocol.batch,
             group_by_length=True,
-            per_video=min(4, self.protocol.batch),
+            per_video=min(8, self.protocol.batch),
         )
 
     def folder(self, model: Model) -> Path:
