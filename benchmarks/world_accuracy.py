@@ -92,10 +92,14 @@ def answer(
         inputs = processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, video_num_frames=store.counts(videos), **choice
         )
-        features = {f"video_{name}": store.read(videos, name).float() for name in names}
+        # Several questions about a clip share what does not depend on them.
+        shown = list(dict.fromkeys(videos))
+        features = {f"video_{name}": store.read(shown, name).float() for name in names}
         if blind:
             # Not exactly zero: the cosine of a zero vector has no direction.
             features = {name: torch.full_like(x, 1e-6) for name, x in features.items()}
+        features["video_num_frames"] = torch.tensor(store.counts(shown))
+        features["video_index"] = torch.tensor([shown.index(video) for video in videos])
         tensors = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in ({**inputs} | features).items()}
         output = model.generate(**tensors, **choice, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         tokens = output[:, inputs["input_ids"].shape[1] :]

@@ -677,6 +677,7 @@ FAULTS = [
         "tests/serve/test_vllm_http.py::test_too_long_and_broken_bodies",
     ),
     Fault(
+<<<<<<< HEAD
         "attach: all videos get the instruction of the first prompt",
         DROP_IN,
         "return [row for row, count",
@@ -703,6 +704,41 @@ FAULTS = [
         "torch.equal(own[name], other[name].to(own[name]))",
         "own[name].shape == other[name].shape",
         "tests/test_drop_in.py::test_a_tower_that_was_trained_further_is_not_shared",
+=======
+        "long videos: the global branch sees the first 32 frames only, as in the released code",
+        COMPRESSOR,
+        "x = pad_videos(values_FHWD, num_frames)\n        real",
+        "x = pad_videos(values_FHWD, num_frames)[:, :32]\n        real",
+        "tests/test_long_context.py::test_the_global_branch_sees_every_frame",
+    ),
+    Fault(
+        "long videos: frame numbers start again after 32 frames",
+        OPS,
+        "torch.arange(start, start + length, dtype=torch.float64)[:, None] / 10000",
+        "(torch.arange(start, start + length, dtype=torch.float64) % 32)[:, None] / 10000",
+        "tests/test_long_context.py::test_positions_go_on_where_training_ended",
+    ),
+    Fault(
+        "long videos: no more frames are read than in training",
+        PROCESSING,
+        "choice = {name: value for name, value in choice.items() if value is not None}",
+        'choice = {k: min(v, 32) if k == "num_frames" else v for k, v in choice.items() if v is not None}',
+        "tests/test_long_context.py::test_no_limit_cuts_frames",
+    ),
+    Fault(
+        "long videos: a prompt longer than the LLM was made for passes without a word",
+        MODELING,
+        "        if length > limit:\n            warnings.warn(",
+        "        if False:\n            warnings.warn(",
+        "tests/test_long_context.py::test_a_prompt_longer_than_the_llm_was_made_for",
+    ),
+    Fault(
+        "long videos: the warning of a long prompt counts padding",
+        MODELING,
+        "if length > limit and attention_mask is not None:",
+        "if False:",
+        "tests/test_long_context.py::test_padding_is_no_part_of_a_prompt",
+>>>>>>> long
     ),
 ]
 

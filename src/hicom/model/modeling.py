@@ -7,6 +7,7 @@ video or image, C LLM width.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ MEDIA_ARGUMENTS = (
     "compression",
     "video_index",
 )
+
+
+class PromptWarning(UserWarning):
+    """A prompt is longer than the LLM was made for."""
 
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -784,6 +789,9 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
 
         Takes all arguments of `forward` that carry media or instruction beside those of `GenerationMixin.generate`.
         Returns prompt and answer, `int[B, sequence]`, as decoders do.
+
+        Warns:
+            PromptWarning: a prompt is longer than the LLM was made for; many frames make long prompts.
         """
         media = {name: kwargs.pop(name) for name in MEDIA_ARGUMENTS if name in kwargs}
         input_ids = kwargs.pop("input_ids", inputs)
@@ -794,4 +802,22 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
+        prompt = input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        if prompt is not None:
+            self._check_length(prompt, kwargs.get("attention_mask"))
         return super().generate(*args, **kwargs)
+
+    def _check_length(self, prompt: Tensor, attention_mask: Tensor | None) -> None:
+        """Warn where the longest of some prompts, `[B, sequence, ...]`, is longer than the LLM was made for."""
+        # transformers looks for the limit in the outer configuration, which has none, and so would say nothing.
+        limit = int(self.config.text_config.max_position_embeddings)
+        length = prompt.shape[1]
+        if length > limit and attention_mask is not None:
+            length = int(attention_mask.sum(1).max())
+        if length > limit:
+            warnings.warn(
+                f"the prompt has {length:,} tokens, the language model was made for {limit:,} "
+                "(max_position_embeddings): expect worse answers; choose fewer frames, or a budget of visual tokens",
+                PromptWarning,
+                stacklevel=4,
+            )
