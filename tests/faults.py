@@ -677,7 +677,6 @@ FAULTS = [
         "tests/serve/test_vllm_http.py::test_too_long_and_broken_bodies",
     ),
     Fault(
-<<<<<<< HEAD
         "attach: all videos get the instruction of the first prompt",
         DROP_IN,
         "return [row for row, count",
@@ -704,7 +703,8 @@ FAULTS = [
         "torch.equal(own[name], other[name].to(own[name]))",
         "own[name].shape == other[name].shape",
         "tests/test_drop_in.py::test_a_tower_that_was_trained_further_is_not_shared",
-=======
+    ),
+    Fault(
         "long videos: the global branch sees the first 32 frames only, as in the released code",
         COMPRESSOR,
         "x = pad_videos(values_FHWD, num_frames)\n        real",
@@ -738,7 +738,41 @@ FAULTS = [
         "if length > limit and attention_mask is not None:",
         "if False:",
         "tests/test_long_context.py::test_padding_is_no_part_of_a_prompt",
->>>>>>> long
+    ),
+    Fault(
+        "assemble: a tower taken from a HICom model is still heard for its old layer",
+        MODELING,
+        "            self.tapped.remove()\n",
+        "            pass\n",
+        "tests/model/test_assemble.py::test_hidden_states_are_those_of_the_new_layer",
+    ),
+    Fault(
+        "assemble: the compressor's weights depend on what was drawn before",
+        MODELING,
+        "            torch.manual_seed(seed)\n            self.compressor",
+        "            self.compressor",
+        "tests/model/test_assemble.py::test_the_compressor_depends_on_the_seed_and_its_sizes_alone",
+    ),
+    Fault(
+        "assemble: answers end at the tokenizer's mark only",
+        "hicom/model/assemble.py",
+        "    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)\n",
+        "    ends = []\n",
+        "tests/model/test_assemble.py::test_answers_end_where_the_language_models_did",
+    ),
+    Fault(
+        "recipes: in stage pretrain the injections learn no faster than the rest",
+        "hicom/recipes/stages.py",
+        "(INJECTION, 10 * rate)",
+        "(INJECTION, rate)",
+        "tests/test_recipes.py::test_every_parameter_has_the_rate_of_the_paper",
+    ),
+    Fault(
+        "recipes: a step's samples depend on the number of devices",
+        "hicom/train/config.py",
+        "        return passes\n",
+        "        return 1\n",
+        "tests/test_recipes.py::test_batches_frames_and_epochs_are_published",
     ),
 ]
 

@@ -91,12 +91,12 @@ def test_parts_are_what_they_were_and_the_folder_answers(parts: Path, tmp_path: 
 
 def test_hidden_states_are_those_of_the_new_layer(parts: Path, tmp_path: Path) -> None:
     """A tower that comes from a HICom model, which took another layer, is heard once."""
-    first, processor = assemble(parts / "siglip", parts / "qwen2", **SIZES, vision_feature_layer=-2)
+    first, processor = assemble(parts / "siglip", parts / "qwen2", **SIZES, vision_feature_layer=0)
     first.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again, _ = assemble(tmp_path, tmp_path, **SIZES, vision_feature_layer=0)
+    again, _ = assemble(tmp_path, tmp_path, **SIZES, vision_feature_layer=-2)
     frames = torch.randn(2, 3, 20, 20)
-    expected = first.model.vision_tower(frames, output_hidden_states=True).hidden_states[0]
+    expected = first.model.vision_tower(frames, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(again.encode_frames(frames).values.flatten(1, 2), expected)
     assert same(again.model.language_model, first.model.language_model)
     assert same(again.lm_head, first.lm_head)
