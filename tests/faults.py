@@ -252,8 +252,9 @@ FAULTS = [
     Fault(
         "the optimizer moves frozen parameters",
         RUN,
-        "    optimizer = make_optimizer(\n",
-        "    model.model.vision_tower.post_layernorm.weight.data.add_(1)\n    optimizer = make_optimizer(\n",
+        "            self.optimizer = make_optimizer(\n",
+        "            self.model.model.vision_tower.post_layernorm.weight.data.add_(1)\n"
+        "            self.optimizer = make_optimizer(\n",
         "tests/train/test_stages.py::test_every_trainable_parameter_learns_and_frozen_ones_stay",
     ),
     Fault(

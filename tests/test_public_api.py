@@ -43,7 +43,8 @@ SIGNATURES = {
         "labels=None, pixel_values=None, image_instruction_input_ids=None, "
         "image_instruction_attention_mask=None, pixel_values_videos=None, video_num_frames=None, "
         "instruction_input_ids=None, instruction_attention_mask=None, video_values=None, video_keys=None, "
-        "window=None, compression=None, video_index=None, use_cache=None, logits_to_keep=0, **kwargs)"
+        "window=None, compression=None, video_index=None, use_cache=None, logits_to_keep=0, "
+        "expected_media=(), **kwargs)"
     ),
     "HIComModel.get_video_features": (
         "(pixel_values_videos=None, video_num_frames=None, instruction_input_ids=None, "

@@ -706,9 +706,9 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         window: Window | None = None,
         compression: Compression | None = None,
         video_index: Tensor | None = None,
-        expected_media: Sequence[str] = (),
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        expected_media: Sequence[str] = (),
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next tokens.
@@ -733,10 +733,10 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             compression: `conditional` (None), `unguided` or `off`.
             video_index: `int[Q]`, the number of the video that each placed video shows, where some are placed more than
                 once: these are passed and encoded once. None: each its own, in order.
-            expected_media: names of media arguments whose modules run in any case, on an empty frame where this batch
-                has none: processes that train together must all make the same calls.
             use_cache: whether to return the LLM's cache.
             logits_to_keep: compute logits, and the loss, of the last so many places only; 0: of all.
+            expected_media: names of media arguments whose modules run in any case, on an empty frame where this batch
+                has none: processes that train together must all make the same calls.
             **kwargs: passed on to the LLM and the loss.
 
         Raises:
