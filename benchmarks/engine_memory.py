@@ -13,7 +13,7 @@ import tyro
 
 from hicom.bench.shapes import QWEN, published_config
 from hicom.model.modeling import HIComForConditionalGeneration
-from hicom.recipes import pretrain, tune
+from hicom.recipes.stages import pretrain, tune
 from hicom.train.config import Engine
 from hicom.train.engines import state_bytes
 from hicom.train.stages import resolve

@@ -26,7 +26,8 @@ from hicom.bench.run import make_film
 from hicom.inference import find_model
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit
-from hicom.recipes import pretrain, tiny_parts
+from hicom.recipes.stages import pretrain
+from hicom.recipes.tiny import tiny_parts
 from hicom.train import DataConfig, Parts, TrainConfig
 from hicom.train.run import load, make_data, make_trainer
 

@@ -46,7 +46,8 @@ from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window, sinusoidal_table
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit
-from hicom.recipes import TINY_WINDOWS, tune
+from hicom.recipes.stages import tune
+from hicom.recipes.tiny import TINY_WINDOWS
 from hicom.train import DataConfig, TrainConfig, run
 from hicom.video import read_frames
 from hicom.world.dataset import make_dataset, make_world
