@@ -204,9 +204,12 @@ def report(results: Mapping[str, Any]) -> str:
     """Return the results as Markdown."""
     ways = results["ways"]
     main = [
-        [each["name"], str(each["tokens"]), percent(each["mean"]), percent(each["minus_plain"], sign=True)]
-        if "minus_plain" in each
-        else [each["name"], str(each["tokens"]), percent(each["mean"]), ""]
+        [
+            each["name"],
+            str(each["tokens"]),
+            percent(each["mean"]),
+            *(percent(each[name], sign=True) if name in each else "" for name in ("minus_plain", "minus_own")),
+        ]
         for each in ways
     ]
     families = list(ways[0]["families"])
@@ -232,10 +235,11 @@ def report(results: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Mean over {len(families)} families of the accuracy in percent, with its 95 % interval over clips, and "
-            f"the paired difference to plain means of the same windows. {results['questions']} open questions about "
+            f"the paired differences to plain means of the same windows and to the model's own tokens of as many "
+            f"frames as make the same number. {results['questions']} open questions about "
             f"{results['clips']} clips; conditional: factor {settings['logit_scale']:g}, pooled "
             f"{'behind' if settings['pool_projected'] else 'before'} the projector.",
-            markdown(["visual tokens", "N", "accuracy", "conditional - mean"], main),
+            markdown(["visual tokens", "N", "accuracy", "conditional - mean", "conditional - own"], main),
             "By family",
             markdown(["family", "n", *(each["name"] for each in shown)], by_family),
             f"The choice: other {sweep['clips']} clips, {sweep['questions']} questions; rows are where and by which "
@@ -262,6 +266,7 @@ def measure(asker: Asker, samples: Sequence[Sample], ways: Sequence[Way]) -> lis
     families = sorted({str(sample.metadata["family"]) for sample in samples})
     rows: list[dict[str, Any]] = []
     plain: list[bool] = []
+    own: dict[int, list[bool]] = {}
     for way in ways:
         right, num_tokens = asker.verdicts(samples, way)
         row: dict[str, Any] = dataclasses.asdict(way) | {
@@ -275,6 +280,11 @@ def measure(asker: Asker, samples: Sequence[Sample], ways: Sequence[Way]) -> lis
             row["minus_plain_families"] = {
                 family: estimate(samples, gain, family, least=-1.0).as_json() for family in families
             }
+            if num_tokens in own:
+                gain = [float(a) - float(b) for a, b in zip(right, own[num_tokens], strict=True)]
+                row["minus_own"] = estimate(samples, gain, least=-1.0).as_json()
+        elif way.window is None:
+            own[num_tokens] = right
         else:
             plain = right
         print(row["name"], num_tokens, percent(row["mean"]), row.get("minus_plain", {}).get("mean", ""), flush=True)
