@@ -276,7 +276,7 @@ FAULTS = [
         MODELING,
         '        elif "pixel_values" in expected_media:',
         "        elif False:",
-        "tests/train/test_scale.py::test_every_module_runs_whatever_a_batch_shows",
+        "tests/train/test_scale.py::test_every_batch_makes_the_same_calls",
     ),
     Fault(
         "the main process saves its own part of spread weights as the trained model",

@@ -102,6 +102,9 @@ def main() -> None:
     """Run the task that `train_in_two` wrote, in one of its processes."""
     import signal
 
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
     from hicom.data.collate import Collator
     from hicom.model.modeling import HIComModel
     from hicom.train import run
@@ -120,6 +123,17 @@ def main() -> None:
     def dropped(self: HIComModel, *args: object, **kwargs: object) -> torch.Tensor:
         return torch.nn.functional.dropout(embed(self, *args, **kwargs), dropout)
 
+    init = AcceleratorState.__init__
+
+    def with_fsdp(self: AcceleratorState, *args: object, **kwargs: object) -> None:
+        init(self, *args, **kwargs)
+        # On CPUs accelerate leaves FSDP aside without a word. PyTorch's works there, over gloo.
+        if kwargs.get("fsdp_plugin") is not None:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = kwargs["fsdp_plugin"]
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_fsdp
     Collator.__call__ = watched
     if dropout:
         HIComModel.embed = dropped

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from hicom.train.engines import (
     layer_classes,
     state_bytes,
 )
-from hicom.train.run import load, make_data
+from hicom.train.run import load, make_data, make_trainer
 from hicom.train.stages import resolve
 from scale_training import assert_same_run, make_mixed_folder, mixed_config, seen, train_in_two, weights
 from toy_training import ALL, make_config
@@ -67,6 +68,34 @@ def test_every_module_runs_whatever_a_batch_shows(folder: Path, tmp_path: Path, 
     for name, gradient in found["text"].items():
         assert gradient is not None
         assert bool(gradient.any()) == ("language_model" in name), f"{name}: text alone says nothing about media"
+
+
+def test_every_batch_makes_the_same_calls(folder: Path, tmp_path: Path) -> None:
+    config = mixed_config(folder, tmp_path)
+    model, processor = load(config)
+    samples, collator = make_data(config, model, processor)
+    calls: list[str] = []
+    for name in ("vision_tower", "instruction_encoder", "compressor"):
+        getattr(model.model, name).register_forward_hook(lambda *args, name=name: calls.append(name))
+    made = []
+    for numbers in ([0, 4], [0], [4], [3]):
+        model(**collator([samples[i] for i in numbers]))
+        made.append(calls.copy())
+        calls.clear()
+    assert made == [["vision_tower", "instruction_encoder", "compressor"] * 2] * 4
+
+
+def test_fsdp_is_refused_where_it_would_be_left_aside(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(folder, out=str(tmp_path))
+    model, processor = load(config)
+    # As on several processes without GPUs: the engine is asked for, and accelerate does not make it.
+    module = sys.modules["hicom.train.run"]
+    monkeypatch.setattr(module, "choose_engine", lambda *args: "fsdp2")
+    monkeypatch.setattr(module, "engine_arguments", lambda *args: {})
+    with pytest.raises(ValueError, match="accelerate silently trains whole copies"):
+        make_trainer(config, model, processor, tmp_path, {"wall_s": 0.0})
 
 
 def test_empty_frames_change_no_number(folder: Path, tmp_path: Path) -> None:
@@ -231,6 +260,8 @@ def test_mixed_batches_in_two_processes_are_one(folder: Path, tmp_path: Path, on
         result = train_in_two(mixed_config(folder, out, engine=launch, gradient_checkpointing=launch == "ddp"))
     assert result.returncode == 0, result.stderr[-4000:]
     assert json.loads((out / "run.json").read_text())["engine"] == ("ddp" if launch == "ddp" else "fsdp2")
+    parts = list((out / "checkpoints" / "checkpoint-6").glob("pytorch_model_fsdp_0/*.distcp"))
+    assert len(parts) == (0 if launch == "ddp" else 2), "the engine is not the one that was asked for"
     batches = seen(out)
     assert len(batches[0]) == len(batches[1])
     epoch = [number for pair in list(zip(*batches, strict=True))[:4] for batch in pair for number in batch]

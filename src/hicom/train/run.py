@@ -375,6 +375,8 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.config, trainer.rules = config, rules
+    if engine == "fsdp2" and not trainer.is_fsdp_enabled:
+        raise ValueError("engine='fsdp2' needs GPUs: without them accelerate silently trains whole copies; use 'ddp'")
     # The Trainer sets a key that a HICom configuration does not have; the LLM's own is the one in force.
     del model.config.use_cache
     return trainer
