@@ -32,6 +32,7 @@ from hicom.data.features import FeatureStore, cache_features
 from hicom.data.records import Sample, read_records
 from hicom.drop_in import pool_windows
 from hicom.eval.statistics import Estimate, clustered_mean
+from hicom.model.assemble import read_language_model, read_towers
 from hicom.model.dual_encoder import DualEncoder
 from hicom.model.instruction import extract_instruction
 from hicom.model.modeling import HIComForConditionalGeneration
@@ -39,7 +40,6 @@ from hicom.model.ops import Window
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit
 from hicom.tables import markdown
-from hicom.train.assemble import load_language_model, load_towers
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "attach.md"
@@ -120,11 +120,12 @@ def instruction_of(sample: Sample) -> str:
 def load(folder: Path, store: FeatureStore) -> Asker:
     """Return the trained model and the dual encoder that its tower is of."""
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
-    vision, text, tokenizer = load_towers(START)
+    towers = read_towers(START, torch.float32)
+    vision, text, tokenizer = towers.vision, towers.instruction, towers.tokenizer
     dual = SiglipModel(SiglipConfig(vision_config=vision.config.to_dict(), text_config=text.config.to_dict())).eval()
     dual.vision_model.load_state_dict(vision.state_dict())
     dual.text_model.load_state_dict(text.state_dict())
-    _, words = load_language_model(START)
+    words = read_language_model(START, torch.float32).tokenizer
     words.chat_template = HIComProcessor.from_pretrained(START).chat_template
     return Asker(model, words, DualEncoder(dual, tokenizer), store)
 

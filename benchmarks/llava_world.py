@@ -28,9 +28,9 @@ from transformers.utils import logging
 from hicom.data.features import FeatureStore, cache_features
 from hicom.data.records import Sample, read_records
 from hicom.inference import find_model
+from hicom.model.assemble import read_language_model, read_towers
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import CHAT_TEMPLATE, HIComProcessor
-from hicom.train.assemble import load_language_model, load_towers
 from hicom.world.loop import StepsConfig, train_steps
 from hicom.world.reader import Batch
 
@@ -57,8 +57,8 @@ class LlavaConfig(StepsConfig):
 
 def new_model() -> tuple[LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase]:
     """Return the model before its training: trained tower and language model, a new projector between them."""
-    tower, _, _ = load_towers(START)
-    llm, tokenizer = load_language_model(START)
+    tower, language = read_towers(START, torch.float32).vision, read_language_model(START, torch.float32)
+    llm, tokenizer = language.model, language.tokenizer
     tokenizer.chat_template = CHAT_TEMPLATE
     config = LlavaOnevisionConfig(
         vision_config=tower.config,
