@@ -201,8 +201,8 @@ def percent(x: Mapping[str, Any], *, sign: bool = False) -> str:
     return f"{100 * x['mean']:{form}} ({100 * x['low']:{form}} to {100 * x['high']:{form}})"
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """Return the results as Markdown."""
+def report(results: Mapping[str, Any], *, whole: bool = True) -> str:
+    """Return the results as Markdown; not `whole`: the first table, for the page."""
     ways = results["ways"]
     main = [
         [
@@ -233,26 +233,29 @@ def report(results: Mapping[str, Any]) -> str:
         [f"{row['logit_scale']:g}", *(f"{x:.1f}" for x in row["patches"])] for row in results["concentration"]["rows"]
     ]
     settings = results["chosen"]
-    return "\n\n".join(
-        [
-            f"Mean over {len(families)} families of the accuracy in percent, with its 95 % interval over clips, and "
-            f"the paired differences to plain means of the same windows and to the model's own tokens of as many "
-            f"frames as make the same number. {results['questions']} open questions about "
-            f"{results['clips']} clips; conditional: factor {settings['logit_scale']:g}, pooled "
-            f"{'behind' if settings['pool_projected'] else 'before'} the projector.",
-            markdown(["visual tokens", "N", "accuracy", "conditional - mean", "conditional - own"], main),
-            "By family",
-            markdown(["family", "n", *(each["name"] for each in shown)], by_family),
-            f"The choice: other {sweep['clips']} clips, {sweep['questions']} questions; rows are where and by which "
-            "factor, columns windows.",
-            markdown(["projector", "factor", *columns], swept),
-            "How many patches of a window count (the exponential of the weights' entropy)",
-            markdown(["factor", *columns], patches),
-            f"{results['date']}, commit {short_commit(results['commit'])}, {results['hardware']['machine']}, "
-            f"{results['hardware']['threads']} CPU threads. Through `attach` and `generate` from pixels: "
-            f"{100 * results['agreement']['share']:.0f} % of {results['agreement']['n']} verdicts are the same.",
-        ]
-    )
+    first = [
+        f"Mean over {len(families)} families of the accuracy in percent, with its 95 % interval over clips, and "
+        f"the paired differences to plain means of the same windows and to the model's own tokens of as many "
+        f"frames as make the same number. {results['questions']} open questions about "
+        f"{results['clips']} clips; conditional: factor {settings['logit_scale']:g}, pooled "
+        f"{'behind' if settings['pool_projected'] else 'before'} the projector.",
+        markdown(["visual tokens", "N", "accuracy", "conditional - mean", "conditional - own"], main),
+    ]
+    more = [
+        "By family",
+        markdown(["family", "n", *(each["name"] for each in shown)], by_family),
+        f"The choice: other {sweep['clips']} clips, {sweep['questions']} questions; rows are where and by which "
+        "factor, columns windows.",
+        markdown(["projector", "factor", *columns], swept),
+        "How many patches of a window count (the exponential of the weights' entropy)",
+        markdown(["factor", *columns], patches),
+    ]
+    last = [
+        f"{results['date']}, commit {short_commit(results['commit'])}, {results['hardware']['machine']}, "
+        f"{results['hardware']['threads']} CPU threads. Through `attach` and `generate` from pixels: "
+        f"{100 * results['agreement']['share']:.0f} % of {results['agreement']['n']} verdicts are the same.",
+    ]
+    return "\n\n".join([*first, *(more if whole else []), *last])
 
 
 def write_page(page: Path, text: str) -> None:
@@ -355,7 +358,7 @@ def main() -> None:
     args.out.with_suffix(".md").write_text(report(results) + "\n", "utf-8")
     print(report(results))
     if args.out == parser.get_default("out"):
-        write_page(PAGE, report(results))
+        write_page(PAGE, report(results, whole=False))
 
 
 if __name__ == "__main__":
