@@ -266,7 +266,10 @@ def load(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProce
     assert config.init is not None
     folder = find(config.init)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"there is no model in {folder} to start {config.name} from; run the stage before first")
+        raise ValueError(
+            f"there is no model in {folder} to start {config.name} from; run the stage before first, "
+            "or put one together with `hicom convert assemble`"
+        )
     model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model, HIComProcessor.from_pretrained(folder)
 
