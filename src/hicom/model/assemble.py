@@ -22,14 +22,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Siglip2Config,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipModel,
 )
 
 from .config import HIComConfig
 from .convert import read_json, read_tensors, resolve_folder
+from .dual_encoder import DUAL_ENCODERS
 from .modeling import TOWERS, HIComForConditionalGeneration, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
 
@@ -252,13 +249,6 @@ def read_config(name: str | Path, what: str, **kwargs: Any) -> PreTrainedConfig:
         raise ValueError(f"there is no model in {name} to take the {what} from ({reason})") from error
 
 
-DUAL_ENCODERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
-    SiglipConfig: SiglipModel,
-    Siglip2Config: Siglip2Model,
-    CLIPConfig: CLIPModel,
-}
-
-
 def read_towers(
     name: str | Path, dtype: torch.dtype | None = None, *, is_conditional: bool = True, with_weights: bool = True
 ) -> Towers:
@@ -298,7 +288,8 @@ def read_towers(
         if not with_weights:
             return towers
         return dataclasses.replace(towers, vision=load(TOWERS[type(config)], name, dtype, config=config))
-    if type(config) not in DUAL_ENCODERS:
+    pairs: dict[type, type[PreTrainedModel]] = {each.config_class: each for each in DUAL_ENCODERS}
+    if type(config) not in pairs:
         raise ValueError(f"{name} is a {config.model_type} model; vision towers come from SigLIP, SigLIP2 and CLIP")
     if isinstance(config, CLIPConfig):
         # Inside a CLIP pair the projection belongs to neither half.
@@ -311,7 +302,7 @@ def read_towers(
     )
     if not with_weights:
         return towers
-    pair = load(DUAL_ENCODERS[type(config)], name, dtype, config=config)
+    pair = load(pairs[type(config)], name, dtype, config=config)
     halves = clip_halves(pair) if isinstance(pair, CLIPModel) else (pair.vision_model, pair.text_model)
     return dataclasses.replace(towers, vision=halves[0], instruction=halves[1])
 
