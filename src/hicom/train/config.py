@@ -16,6 +16,7 @@ from ..model.ops import Window
 OptimizerName = Literal["adamw", "muon"]
 Engine = Literal["ddp", "fsdp2", "zero2", "zero3"]
 """How processes share the work: whole copies; PyTorch's fully sharded data parallel; DeepSpeed's ZeRO stages."""
+QuantizedName = Literal["4bit", "8bit"]
 Rates = tuple[tuple[str, float], ...]
 """Table of (regular expression over a parameter's whole name, learning rate): first match wins, no match = frozen."""
 
@@ -97,6 +98,33 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Low-rank adapters that train in place of the language model's weights (LoRA, arXiv 2106.09685).
+
+    Attributes:
+        rank: of the two matrices that are added to a weight.
+        alpha: what they come to is multiplied by alpha / rank.
+        dropout: share of an adapter's inputs that is left out while training.
+        targets: regular expression over whole names of the language model's linear modules; by default all of its
+            layers.
+        quantize: keep the adapted model's own linear weights in 4 or 8 bit while training (QLoRA, arXiv 2305.14314).
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    targets: str = r"model\.language_model\.layers\..*"
+    quantize: QuantizedName | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lora.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout} must be from 0 to less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
@@ -126,6 +154,7 @@ class TrainConfig:
         gradient_checkpointing: keep only what goes into a layer, and compute the rest again in the backward pass.
         epochs: passes over all samples, where `steps` does not say how long.
         global_batch_size: samples of one step on all devices together, whatever their number is.
+        lora: adapters that train in place of the language model's weights; None: these train themselves.
     """
 
     name: str
@@ -153,6 +182,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     epochs: float | None = None
     global_batch_size: int | None = None
+    lora: LoraOptions | None = None
 
     def __post_init__(self) -> None:
         names = ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video", "global_batch_size")

@@ -40,6 +40,7 @@ from ..provenance import git_commit, hardware
 from .assemble import assemble, find
 from .config import Chain, TrainConfig
 from .engines import choose_engine, engine_arguments
+from .lora import add_adapter, check_lora, load_quantized, merge_adapter, save_adapter, table_name
 from .stages import Rule, make_optimizer, resolve
 
 logger = logging.getLogger(__name__)
@@ -48,14 +49,14 @@ COMPLETE = "complete"
 """Empty file that a checkpoint gets last: without it the write was interrupted."""
 DOMAIN_VIDEOS = 2000
 """About as many samples say what the model was trained on."""
-PACKAGES = ("accelerate", "av", "hicom", "numpy", "torch", "transformers")
+PACKAGES = ("accelerate", "av", "hicom", "numpy", "peft", "torch", "transformers")
 
 
 def run(config: TrainConfig | Chain) -> Path:
     """Train, or go on with an interrupted run, and return the folder of the trained model with its processor.
 
     The run folder holds `run.json` (what was run, on what, for how long), `log.json` (the curves), `tensorboard/`,
-    `checkpoints/` and, when the run is finished, `model/`. A finished run is not repeated.
+    `checkpoints/` and, when the run is finished, `model/`, with LoRA also `adapter/`. A finished run is not repeated.
 
     Raises:
         ValueError: the run folder is of another configuration or in use, or the configuration is impossible.
@@ -258,8 +259,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def load(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
-    """Return the model and processor that the run starts from."""
+def load(config: TrainConfig, *, quantize: bool = False) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
+    """Return the model and processor that the run starts from; `quantize`: as its adapters are trained on."""
     if config.parts is not None:
         set_seed(config.seed)
         return assemble(config.parts, config.seed)
@@ -270,8 +271,10 @@ def load(config: TrainConfig) -> tuple[HIComForConditionalGeneration, HIComProce
             f"there is no model in {folder} to start {config.name} from; run the stage before first, "
             "or put one together with `hicom convert assemble`"
         )
-    model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, HIComProcessor.from_pretrained(folder)
+    processor = HIComProcessor.from_pretrained(folder)
+    if quantize and config.lora is not None and config.lora.quantize is not None:
+        return load_quantized(folder, config.lora.quantize, bf16=config.bf16), processor
+    return HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor
 
 
 def make_data(
@@ -331,7 +334,11 @@ def make_trainer(
         raise ValueError("bf16=True needs a GPU; leave it out on CPUs")
     engine = choose_engine(config.engine, num_processes(), config.optimizer)
     stamp["engine"] = engine
-    rules = resolve(model, config.stage.trainable)
+    if config.lora is None:
+        rules = resolve(model, config.stage.trainable)
+    else:
+        add_adapter(model, config.lora, seed=config.seed, bf16=config.bf16, base=config.init)
+        rules = resolve(model, config.stage.trainable, table_name)
     stamp["trainable"] = [rule.summary() for rule in rules]
     for row in stamp["trainable"]:
         logger.info("%(rate)8.1e  %(tensors)4d tensors  %(parameters)11d parameters  %(pattern)s", row)
@@ -387,7 +394,10 @@ def make_trainer(
 
 def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     """Train to the end and save the model."""
-    model, processor = load(config)
+    if config.lora is not None:
+        engine = choose_engine(config.engine, num_processes(), config.optimizer)
+        check_lora(config.lora, engine, has_parts=config.parts is not None)
+    model, processor = load(config, quantize=True)
     model.config.text_config.use_cache = False
     trainer = make_trainer(config, model, processor, out, stamp)
     write_stamp(out, stamp)
@@ -398,7 +408,12 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     weights = {name: tensor for name, tensor in (whole or {}).items() if name not in model.all_tied_weights_keys}
     if is_main():
-        model.save_pretrained(out / "model", state_dict=weights)
+        if config.lora is None:
+            model.save_pretrained(out / "model", state_dict=weights)
+        else:
+            save_adapter(model, weights, out / "adapter")
+            # Added to the weights as they were before they were quantised or cut to 16 bit.
+            merge_adapter(load(config)[0], out / "adapter").save_pretrained(out / "model")
         processor.save_pretrained(out / "model")
         assert isinstance(trainer.train_dataset, SampleSet)
         assert isinstance(trainer.data_collator, Collator)
