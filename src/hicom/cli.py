@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hicom.model.config import HIComConfig
     from hicom.serve.media import MediaLimits
     from hicom.serve.requests import RequestLimits
+    from hicom.train import Chain, TrainConfig
     from hicom.world.dataset import World
 
 Row = tuple[str, str]
@@ -305,7 +306,7 @@ def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJs
 
 
 def convert(args: Sequence[str]) -> None:
-    """Convert an official checkpoint, put a model together of its parts (assemble), add an adapter to it (merge)."""
+    """Convert an official checkpoint; put models together (assemble), add adapters (merge), export."""
     if args and args[0] in CONVERT_COMMANDS:
         parse(CONVERT_COMMANDS[args[0]], f"convert {args[0]}", args[1:])
     else:
@@ -320,6 +321,7 @@ def convert_official(
 
     `hicom convert assemble --help`: put a new model together of a dual encoder and a language model.
     `hicom convert merge --help`: add an adapter that was trained with LoRA to a model's weights.
+    `hicom convert export --help`: write a trained model in the precision that it is to be served in.
 
     Args:
         src: an official checkpoint: a folder or a hub id.
@@ -437,6 +439,8 @@ def convert_merge(
     base: Annotated[Positional[str], arg(metavar="BASE")],
     adapter: Annotated[Positional[Path], arg(metavar="ADAPTER")],
     dst: Annotated[Positional[Path], arg(metavar="DST")],
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Add an adapter that was trained with LoRA or QLoRA to the weights of the model that it was trained on.
 
@@ -444,6 +448,7 @@ def convert_merge(
         base: that model: a checkpoint folder, a hub id, or the name of an embedded model.
         adapter: the folder `adapter` of the run.
         dst: the folder to write, a plain model; it must not hold anything yet.
+        dtype: precision of the weights that are written; they are added in float32.
     """
     check_new(dst)
     with progress(f"adding {adapter} to {base}"):
@@ -457,11 +462,47 @@ def convert_merge(
         quiet_transformers()
         folder = find_model(base)
         model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        merge_adapter(model, adapter).save_pretrained(dst)
+        merge_adapter(model, adapter).to(getattr(torch, dtype)).save_pretrained(dst)
         HIComProcessor.from_pretrained(folder).save_pretrained(dst)
 
 
-CONVERT_COMMANDS: dict[str, Callable[..., None]] = {"assemble": convert_assemble, "merge": convert_merge}
+def convert_export(
+    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+) -> None:
+    """Write a trained model in the precision that it is to be served in; training leaves 4 bytes a weight.
+
+    Args:
+        model: a checkpoint folder, such as RUN/model, a hub id, or the name of an embedded model.
+        dst: the folder to write; it must not hold anything yet.
+        dtype: precision of the weights.
+    """
+    check_new(dst)
+    with progress(f"writing {model} in {dtype}"):
+        import shutil
+
+        import torch
+
+        from hicom.data.domain import FILE
+        from hicom.inference import find_model
+        from hicom.model.modeling import HIComForConditionalGeneration
+        from hicom.model.processing import HIComProcessor
+
+        quiet_transformers()
+        folder = find_model(model)
+        HIComForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(dst)
+        HIComProcessor.from_pretrained(folder).save_pretrained(dst)
+        if (folder / FILE).is_file():
+            shutil.copyfile(folder / FILE, dst / FILE)
+
+
+CONVERT_COMMANDS: dict[str, Callable[..., None]] = {
+    "assemble": convert_assemble,
+    "merge": convert_merge,
+    "export": convert_export,
+}
 
 
 def check_new(dst: Path) -> None:
@@ -480,11 +521,68 @@ def train(args: Sequence[str]) -> None:
         return
     recipe = lookup("recipe", args[0], RECIPES)
     default = recipe()
-    config = parse(type(default), f"train {args[0]}", args[1:], default=default, description=inspect.getdoc(recipe))
+    fields = [
+        ("config", Annotated[type(default), arg(name="")], dataclasses.field(default=default)),
+        *((name, kind, dataclasses.field(default=value)) for name, (kind, value) in TRAIN_OPTIONS.items()),
+    ]
+    command = dataclasses.make_dataclass("command", fields, frozen=True)
+    about = (inspect.getdoc(recipe) or "").partition("\nArgs:")[0]
+    options = parse(command, f"train {args[0]}", args[1:], description=about)
+    quiet_transformers()
+    if options.estimate:
+        estimate_training(options.config, options.devices, options.json)
+        return
+    for name in ("devices", "json"):
+        if getattr(options, name) != TRAIN_OPTIONS[name][1]:
+            raise ValueError(f"--{name} is for --estimate")
     from hicom.train import run
 
-    quiet_transformers()
-    print(run(config))
+    print(run(options.config))
+
+
+TRAIN_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "estimate": (Annotated[bool, arg(help="only say what memory the run would take, beside LoRA and QLoRA")], False),
+    "devices": (Annotated[int, arg(metavar="N", help="with --estimate: how many train together")], 1),
+    "json": (Annotated[bool, arg(help="with --estimate: print JSON")], False),
+}
+"""Options of `hicom train RECIPE` beside the run's own: type and default."""
+
+
+def estimate_training(config: TrainConfig | Chain, num_devices: int, as_json: bool) -> None:
+    """Print what memory a run would take.
+
+    Raises:
+        ValueError: it is a chain of runs, or the run is impossible.
+    """
+    from hicom.train import Chain
+
+    check_positive({"--devices": num_devices})
+    if isinstance(config, Chain):
+        raise ValueError("--estimate is for one stage; name its recipe, as in hicom train tiny-tune --estimate")
+    with progress("running a step without weights"):
+        from hicom.train.estimate import estimate_run
+
+        facts = estimate_run(config, num_processes=num_devices)
+    if as_json:
+        print_json(facts)
+        return
+    columns = ("weights", "gradients", "optimizer", "work", "total")
+    unit = 10**9 if facts["rows"][0]["total"] > 10**9 else 10**6
+    lines = [("", *columns)]
+    for row in facts["rows"]:
+        name = row["way"] + ("" if row["gradient_checkpointing"] else ", activations kept")
+        numbers = (f"{row[column] / unit:.2f}" for column in columns)
+        lines.append((name + (" <- this run" if row["is_this_run"] else ""), *numbers))
+    print(f"{'GB' if unit == 10**9 else 'MB'} on each device:\n")
+    width = max(len(line[0]) for line in lines)
+    for name, *cells in lines:
+        print(f"{name:{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    sample = facts["sample"]
+    batch = f"{facts['batch_size']} samples at once on each of {facts['num_processes']} devices"
+    text = "{visual_tokens:,} visual tokens of {num_frames} frames, {text_tokens:,} of text".format(**sample)
+    print(f"\n{batch}; the largest sample has {text}.")
+    if facts["free_bytes"] is not None:
+        print(f"Free on this machine's {facts['device']}: {facts['free_bytes'] / 1e9:.1f} GB.")
 
 
 def world(args: Sequence[str]) -> None:

@@ -28,7 +28,8 @@ class DataConfig:
     Attributes:
         records: LLaVA-style JSON or JSONL files and YAML mixtures of them, trained on together.
         root: folder that media paths of records start from; None: each file's own. A mixture has its own.
-        num_frames: frames of every video, spread evenly.
+        num_frames: frames of every video, spread evenly; None: as many as the model was trained on. The trained model
+            takes as many unless a call says otherwise.
         cache: folder for the frozen vision tower's features; None: the tower runs in every step.
         on_bad_video: an unreadable video stops the run, or its samples are left out (`skip`), counted and named.
         on_bad_record: a malformed record stops the run, or is left out (`skip`), counted and named.
@@ -39,7 +40,7 @@ class DataConfig:
 
     records: tuple[str, ...]
     root: str | None = None
-    num_frames: int = 32
+    num_frames: int | None = 32
     cache: str | None = None
     on_bad_video: OnBadVideo = "stop"
     on_bad_record: OnBadRecord = "stop"
@@ -155,6 +156,7 @@ class TrainConfig:
         epochs: passes over all samples, where `steps` does not say how long.
         global_batch_size: samples of one step on all devices together, whatever their number is.
         lora: adapters that train in place of the language model's weights; None: these train themselves.
+        rate_scale: factor on all rates of the stage's table; None: 1.
     """
 
     name: str
@@ -183,6 +185,7 @@ class TrainConfig:
     epochs: float | None = None
     global_batch_size: int | None = None
     lora: LoraOptions | None = None
+    rate_scale: float | None = None
 
     def __post_init__(self) -> None:
         names = ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video", "global_batch_size")
@@ -190,6 +193,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.rate_scale is not None and self.rate_scale <= 0:
+            raise ValueError(f"rate_scale={self.rate_scale} must be above 0; a rate of 0 in the table freezes a part")
         if self.steps is None and (self.epochs is None or self.epochs <= 0):
             raise ValueError(f"give steps, or epochs above 0 (epochs={self.epochs})")
         if self.global_batch_size is not None and self.accumulate != 1:
@@ -199,6 +204,12 @@ class TrainConfig:
             )
         if (self.init is None) == (self.parts is None):
             raise ValueError("give either init (the folder of a model) or parts (to put one together)")
+
+    @property
+    def rates(self) -> Rates:
+        """The stage's table with `rate_scale`."""
+        scale = 1.0 if self.rate_scale is None else self.rate_scale
+        return tuple((pattern, scale * rate) for pattern, rate in self.stage.trainable)
 
     def count_passes(self, num_processes: int) -> int:
         """Return the forward passes of one step.

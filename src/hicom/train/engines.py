@@ -131,11 +131,13 @@ def engine_arguments(engine: Engine, model: nn.Module, gradient_checkpointing: b
     return arguments
 
 
-def state_bytes(engine: Engine, num_parameters: int, num_trained: int, num_processes: int, *, bf16: bool) -> int:
+def state_parts(
+    engine: Engine, num_parameters: int, num_trained: int, num_processes: int, *, bf16: bool
+) -> tuple[int, int, int]:
     """Return the bytes that weights, gradients and AdamW's states take on one device, activations left out.
 
     DDP and FSDP2 keep weights in 32 bit and compute in 16 under `bf16`; DeepSpeed keeps weights and gradients in 16
-    bit, and a copy in 32 bit of what it trains (ZeRO, Rajbhandari et al., 2020, section 3).
+    bit, and a copy in 32 bit of what it trains, here one of the states (ZeRO, Rajbhandari et al., 2020, section 3).
 
     Args:
         engine: how they are spread.
@@ -145,8 +147,13 @@ def state_bytes(engine: Engine, num_parameters: int, num_trained: int, num_proce
         bf16: whether training is in mixed precision.
     """
     weight = 2 if bf16 and engine in ("zero2", "zero3") else 4
-    weights, gradients = weight * num_parameters, weight * num_trained
-    states = (12 if engine in ("zero2", "zero3") else 8) * num_trained
-    whole = {"ddp": weights + gradients + states, "fsdp2": 0, "zero2": weights, "zero3": 0}[engine]
-    spread = weights + gradients + states - whole if engine != "ddp" else 0
-    return whole + -(-spread // num_processes)
+    state = 12 if engine in ("zero2", "zero3") else 8
+    whole = (weight * num_parameters, weight * num_trained, state * num_trained)
+    num_kept = {"ddp": 3, "fsdp2": 0, "zero2": 1, "zero3": 0}[engine]
+    weights, gradients, states = whole[:num_kept] + tuple(-(-part // num_processes) for part in whole[num_kept:])
+    return weights, gradients, states
+
+
+def state_bytes(engine: Engine, num_parameters: int, num_trained: int, num_processes: int, *, bf16: bool) -> int:
+    """Return the sum of `state_parts`, whose arguments it takes."""
+    return sum(state_parts(engine, num_parameters, num_trained, num_processes, bf16=bf16))

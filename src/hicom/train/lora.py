@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -212,5 +213,9 @@ def merge_adapter(model: HIComForConditionalGeneration, folder: Path) -> HIComFo
             problems["of another shape"].append(f"{name} {tuple(matrix.shape)} (the model's weight: {tuple(shape)})")
     raise_on_problems(str(folder), problems)
     model.load_state_dict(rest, strict=False)
-    merged: HIComForConditionalGeneration = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    with warnings.catch_warnings():
+        # PEFT asks newer versions of transformers for gradient checkpointing by its old name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    merged: HIComForConditionalGeneration = adapted.merge_and_unload()
     return merged

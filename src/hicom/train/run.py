@@ -34,6 +34,7 @@ from ..data.collate import Collator, GroupedSampler, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
 from ..data.mixture import not_skipped, read_skip_list, read_sources
+from ..model.convert import is_official, resolve_folder
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..provenance import git_commit, hardware
@@ -264,17 +265,34 @@ def load(config: TrainConfig, *, quantize: bool = False) -> tuple[HIComForCondit
     if config.parts is not None:
         set_seed(config.seed)
         return assemble(config.parts, config.seed)
+    folder = starting_model(config)
+    processor = HIComProcessor.from_pretrained(folder)
+    if quantize and config.lora is not None and config.lora.quantize is not None:
+        return load_quantized(folder, config.lora.quantize, bf16=config.bf16), processor
+    return HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor
+
+
+def starting_model(config: TrainConfig) -> Path:
+    """Return the folder of the model that a run starts from; one of the hub is downloaded.
+
+    Raises:
+        ValueError: there is none, or it is in the layout of the official code.
+    """
     assert config.init is not None
     folder = find(config.init)
+    # A name such as org/model is one of the hub, unless there is a folder org that just lacks it.
+    if not folder.exists() and len(folder.parts) == 2 and not folder.parent.exists():
+        folder = resolve_folder(config.init)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"there is no model in {folder} to start {config.name} from; run the stage before first, "
             "or put one together with `hicom convert assemble`"
         )
-    processor = HIComProcessor.from_pretrained(folder)
-    if quantize and config.lora is not None and config.lora.quantize is not None:
-        return load_quantized(folder, config.lora.quantize, bf16=config.bf16), processor
-    return HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), processor
+    if is_official(folder):
+        raise ValueError(
+            f"{folder} is a checkpoint of the official code; `hicom convert {config.init} DST` comes first"
+        )
+    return folder
 
 
 def make_data(
@@ -286,6 +304,7 @@ def make_data(
         ValueError: records are malformed, or too few for one step.
     """
     data, stage = config.data, config.stage
+    num_frames = data.num_frames or processor.num_frames
     sources = read_sources(data.records, data.root, data.on_bad_record)
     for source in sources:
         if source.records.errors:
@@ -303,17 +322,20 @@ def make_data(
             processor,
             videos,
             Path(data.cache),
-            num_frames=data.num_frames,
+            num_frames=num_frames,
             on_bad_video=data.on_bad_video,
         )
     samples = SampleSet(sources, store)
     needed = config.batch_size * config.count_passes(num_processes()) * num_processes()
     if len(samples) < needed:
-        raise ValueError(f"{len(samples)} samples are fewer than the {needed} of one step; lower batch_size")
+        name = "batch_size" if config.global_batch_size is None else "global_batch_size"
+        raise ValueError(
+            f"{len(samples)} samples are fewer than the {needed} of one step; lower {name} ({getattr(config, name)})"
+        )
     collator = Collator(
         processor=processor,
         store=store,
-        num_frames=data.num_frames,
+        num_frames=num_frames,
         compression=stage.compression,
         windows=stage.windows,
         seed=config.seed,
@@ -335,10 +357,10 @@ def make_trainer(
     engine = choose_engine(config.engine, num_processes(), config.optimizer)
     stamp["engine"] = engine
     if config.lora is None:
-        rules = resolve(model, config.stage.trainable)
+        rules = resolve(model, config.rates)
     else:
         add_adapter(model, config.lora, seed=config.seed, bf16=config.bf16, base=config.init)
-        rules = resolve(model, config.stage.trainable, table_name)
+        rules = resolve(model, config.rates, table_name)
     stamp["trainable"] = [rule.summary() for rule in rules]
     for row in stamp["trainable"]:
         logger.info("%(rate)8.1e  %(tensors)4d tensors  %(parameters)11d parameters  %(pattern)s", row)
@@ -414,9 +436,11 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
             save_adapter(model, weights, out / "adapter")
             # Added to the weights as they were before they were quantised or cut to 16 bit.
             merge_adapter(load(config)[0], out / "adapter").save_pretrained(out / "model")
-        processor.save_pretrained(out / "model")
         assert isinstance(trainer.train_dataset, SampleSet)
         assert isinstance(trainer.data_collator, Collator)
+        if "video" in trainer.data_collator.kinds and trainer.data_collator.num_frames is not None:
+            processor.num_frames = trainer.data_collator.num_frames
+        processor.save_pretrained(out / "model")
         save_domain(config, trainer.train_dataset, trainer.data_collator.store, out / "model")
         (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", "utf-8")
         stamp["status"], stamp["loss"] = "finished", result.training_loss
