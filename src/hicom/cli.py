@@ -1254,7 +1254,9 @@ def check_data_folders(
         raise ValueError("--data-root is for --tasks; media paths of --records start from --root")
     if root is not None and not records:
         raise ValueError("--root is for --records; the folders of --tasks are in --data-root")
-    if root is not None and all(path.suffix.lower() in (".yaml", ".yml") for path in records):
+    from hicom.data.mixture import SUFFIXES
+
+    if root is not None and all(path.suffix.lower() in SUFFIXES for path in records):
         raise ValueError("--root is for files of records; a mixture says `root` for each of its own")
 
 

@@ -61,6 +61,8 @@ _REMARKS = tuple(
         r"(?:the )?(?:best|correct|final) (?:answer|option) is",
     )
 )
+# A remark only where it follows options: elsewhere a letter may be a thing in the video.
+_ASKED_LETTER = re.compile(_ASK + r"[^?]*\bletters?\b[^?]*", re.IGNORECASE)
 # The time instruction of LLaVA-Video, which may run on into the next sentence without a blank.
 _TIMES = re.compile(
     r"the video lasts for [\d.]+ seconds, and \d+ frames are uniformly sampled from it\.\s*"
@@ -156,7 +158,7 @@ def answer_options(text: str) -> tuple[str, ...]:
     ends = [*(start for start, _ in places[1:]), len(text)]
     options = [text[start:end].strip() for (_, start), end in zip(places, ends, strict=True)]
     last = re.split(r"(?<=[.?!:])\s+", options[-1].partition("\n")[0].strip())
-    while len(last) > 1 and _is_remark(last[-1].rstrip(".!").strip()):
+    while len(last) > 1 and (_is_remark(last[-1].rstrip(".!").strip()) or _ASKED_LETTER.fullmatch(last[-1])):
         last.pop()
     return tuple(" ".join(option.split()) for option in (*options[:-1], " ".join(last)))
 
