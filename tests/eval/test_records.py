@@ -440,7 +440,7 @@ LATER = record("what ?", "a dog", "<video>\nand now ?", "a cat", video=["a.mp4",
     ("bad", "message"),
     [
         (TWO, "1 of 3 answered turns cannot be asked.*val.jsonl, line 2: shows 2 videos and 0 images"),
-        (IMAGE, "line 2: shows 0 videos and 1 images\n.*take the others out of the file"),
+        (IMAGE, "line 2: shows 0 videos and 1 images;\n.*take the others out of the file"),
         (TEXT, "line 2: shows 0 videos and 0 images"),
         (LATER, "1 of 4 answered turns cannot be asked.*line 2, answer 2: shows 2 videos and 0 images"),
         (record(" ", "a dog"), "line 2: asks nothing"),

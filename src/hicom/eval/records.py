@@ -168,7 +168,7 @@ def read_samples(path: Path, root: str | Path | None = None) -> list[Sample]:
         more = f"\n  ... and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise BenchmarkError(
             f"{path}: {len(problems)} of {len(turns)} answered turns cannot be asked, the first of these:"
-            f"{''.join(problems[:MAX_PROBLEMS])}{more}\n"
+            f"{''.join(problems[:MAX_PROBLEMS])}{more};\n"
             f"each must ask something about one video and no image; take the others out of the file"
         )
     return found
