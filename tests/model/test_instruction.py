@@ -146,6 +146,7 @@ def test_questions_that_resemble_options_have_none(text: str) -> None:
         ("Who? Options: (1) he (2) she (3) it", ("he", "she", "it")),
         ("Who?\nA. he\n  and she\nB. it\nWhich one?", ("he and she", "it")),
         ("Who?\nA. he\nB.\nC. it", ("he", "", "it")),  # the letters of the others must not move
+        ("Who?\nA. he\nB. she\nC.\nD. it", ("he", "she", "", "it")),
         ("How many?\nOptions:\n1. 3\n2. 4\n4. 5", ("3", "4")),
         ("Who? (A) he (B) she, see C. (C) it", ("he", "she, see C.", "it")),
         ("Who?\nA. he. C. Smith says so\nB. she\nC. it", ("he. C. Smith says so", "she", "it")),
