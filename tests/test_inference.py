@@ -218,6 +218,32 @@ def test_questions_and_videos_must_pair(chat: VideoChat, video: EncodedVideo) ->
         chat.ask_each([video, video], QUESTIONS[:1])
 
 
+def test_questions_after_their_own_turns_in_one_batch(chat: VideoChat, video: EncodedVideo) -> None:
+    other = chat.encode(frames(4, seed=1))
+    system = {"role": "system", "content": "describe the video"}
+    turns = [{"role": "user", "content": QUESTIONS[1]}, {"role": "assistant", "content": "a red circle"}]
+    histories = [[], turns, [system], [system, *turns]]
+    videos = [video, other, other, video]
+    questions = [QUESTIONS[0]] * 4
+    answers = chat.ask_each(videos, questions, histories=histories, max_new_tokens=6)
+    lengths = set()
+    for answer, source, question, history in zip(answers, videos, questions, histories, strict=True):
+        alone = chat.reply([*history, {"role": "user", "content": question}], [source], max_new_tokens=6)
+        assert answer == alone
+        assert answer.instruction == question
+        assert answer.num_prompt_tokens == alone.num_prompt_tokens
+        lengths.add(answer.num_prompt_tokens - answer.num_visual_tokens)
+    assert len(lengths) == 4
+    assert answers[0] == chat.ask(video, QUESTIONS[0], max_new_tokens=6)
+
+
+def test_histories_must_fit_the_questions(chat: VideoChat, video: EncodedVideo) -> None:
+    with pytest.raises(ValueError, match="1 histories for 2 questions"):
+        chat.ask_each([video, video], QUESTIONS[:2], histories=[[]])
+    with pytest.raises(ValueError, match="the question is empty"):
+        chat.ask_each([video], [" "], histories=[[{"role": "user", "content": QUESTIONS[0]}]])
+
+
 def test_several_videos_in_one_prompt(chat: VideoChat, video: EncodedVideo) -> None:
     other = chat.encode(frames(4, seed=1))
     answer = chat.ask([video, other], QUESTIONS[0], max_new_tokens=2)

@@ -69,7 +69,9 @@ SIGNATURES = {
     "VideoChat.ask": (
         "(video, question, *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),
-    "VideoChat.ask_each": ("(videos, questions, *, instructions=None, window=None, max_new_tokens=256, **kwargs)"),
+    "VideoChat.ask_each": (
+        "(videos, questions, *, instructions=None, histories=None, window=None, max_new_tokens=256, **kwargs)"
+    ),
     "VideoChat.stream": (
         "(video, question, *, instruction=None, window=None, max_visual_tokens=None, max_new_tokens=256, **kwargs)"
     ),

@@ -1206,13 +1206,14 @@ class JudgeOptions:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """Run benchmarks on their official files; compare two runs."""
+    """Run benchmarks on their official files, or on records of your own; compare two runs."""
     if args and args[0] in EVAL_COMMANDS:
         subcommand("eval", EVAL_COMMANDS, args)
     elif not args:
         print(
             "usage: hicom eval MODEL --tasks NAME ... --data-root DIR --out DIR [options]    (hicom eval MODEL --help)"
         )
+        print("       hicom eval MODEL --records FILE ... [--root DIR] --out DIR [options]")
         print("       hicom eval COMMAND ...\n\ncommands:")
         print_table([(f"  {name}", summary(command)) for name, command in EVAL_COMMANDS.items()])
     else:
@@ -1222,8 +1223,10 @@ def evaluate(args: Sequence[str]) -> None:
 def eval_run(
     model: Annotated[Positional[str], arg(metavar="MODEL")],
     *,
-    tasks: Annotated[tuple[str, ...], arg(metavar="NAME ...")],
-    data_root: Annotated[Path, arg(metavar="DIR")],
+    tasks: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = (),
+    data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    records: Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")] = (),
+    root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     out: Annotated[Path, arg(metavar="DIR")],
     place: OmitArgPrefixes[PlaceOptions] = PlaceOptions(),
     num_frames: Number = None,
@@ -1240,13 +1243,15 @@ def eval_run(
     devices: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = (),
     judge: OmitArgPrefixes[JudgeOptions] = JudgeOptions(),
 ) -> None:
-    """Answer and score benchmarks. A run that was stopped goes on; what is there is not done again.
+    """Answer and score benchmarks, or records of your own. A run that was stopped goes on; nothing is done twice.
 
     Args:
         model: a checkpoint folder, a hub id, or the name of an embedded model.
         tasks: benchmarks; `hicom eval tasks` lists them.
         data_root: folder that holds the benchmarks' own folders in their official layout.
-        out: folder of results, with a folder for each task.
+        records: .json and .jsonl files of records, as training reads them, and .yaml mixtures; each is a benchmark.
+        root: folder that media paths of records start from; by default each file's own, or what a mixture says.
+        out: folder of results, with a folder for each task or file of records.
         place: where the model runs.
         num_frames: frames, spread evenly; by default as many as the model was trained on.
         fps: frames a second, in place of --num-frames.
@@ -1254,7 +1259,7 @@ def eval_run(
         snap: keyframe: the key frames nearest to the chosen ones, which decode much faster.
         window: frames, rows and columns of patches that become one local token; by default the model's own.
         max_visual_tokens: a budget of visual tokens that picks the window.
-        max_new_tokens: longest answer; by default what the task's protocol says.
+        max_new_tokens: longest answer; by default what the task's protocol says (records: 16, open answers 256).
         batch_size: questions answered at once.
         limit: only so many samples of each task, spread evenly over it.
         allow_missing: score what is there where videos are missing, and say how many are.
@@ -1264,12 +1269,14 @@ def eval_run(
     """
     from hicom.eval.benchmarks import TASKS
 
-    if not tasks:
-        raise ValueError(f"--tasks: give some of {', '.join(TASKS)}")
+    if not tasks and not records:
+        raise ValueError(f"give --tasks, some of {', '.join(TASKS)}, or --records, files of your own")
+    check_data_folders(tasks, data_root, records, root)
     chosen = [lookup("task", name, TASKS) for name in tasks]
     check_positive({"--judge-concurrency": judge.judge_concurrency})
     from hicom.data.cache import locked
     from hicom.eval.judge import PROMPTS, read_prompts
+    from hicom.eval.records import read_all_records
     from hicom.eval.report import results_page, summary_rows
     from hicom.eval.results import write_results
     from hicom.eval.run import (
@@ -1303,7 +1310,8 @@ def eval_run(
 
         endpoint = Endpoint(judge.judge_url, judge.judge_model, num_concurrent=judge.judge_concurrency)
     # What is wrong with any benchmark's files should be said before a model is loaded.
-    samples = {task.name: choose_samples(task, data_root, limit) for task in chosen}
+    chosen += read_all_records(records, root)
+    samples = {task.name: choose_samples(task, data_root or Path(), limit) for task in chosen}
     todo = [(task, samples[task.name], out / task.name) for task in chosen]
     for task in chosen:
         check_videos(task, samples[task.name], allow_missing)
@@ -1332,6 +1340,22 @@ def eval_run(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
+
+
+def check_data_folders(
+    tasks: Sequence[str], data_root: Path | None, records: Sequence[Path], root: Path | None
+) -> None:
+    """Raise ValueError where `hicom eval` lacks the folder of its data, or has one for nothing."""
+    if tasks and data_root is None:
+        raise ValueError("--tasks needs --data-root, the folder that holds the benchmarks' own folders")
+    if data_root is not None and not tasks:
+        raise ValueError("--data-root is for --tasks; media paths of --records start from --root")
+    if root is not None and not records:
+        raise ValueError("--root is for --records; the folders of --tasks are in --data-root")
+    from hicom.data.mixture import SUFFIXES
+
+    if root is not None and all(path.suffix.lower() in SUFFIXES for path in records):
+        raise ValueError("--root is for files of records; a mixture says `root` for each of its own")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -311,6 +311,7 @@ class VideoChat:
         questions: Sequence[str],
         *,
         instructions: Sequence[str | None] | None = None,
+        histories: Sequence[Sequence[Mapping[str, str]]] | None = None,
         window: Window | None = None,
         max_new_tokens: int = 256,
         **kwargs: Any,
@@ -321,6 +322,7 @@ class VideoChat:
             videos: one for every question, as in `ask`; the same object several times is compressed for each.
             questions: one for every video.
             instructions: what steers the compressor in place of each question; None, also in the list: the question.
+            histories: turns before each question, as `reply` takes them; its video stands before the first user turn.
             window: (T, H, W) of the local branch in place of the model's.
             max_new_tokens: longest answer.
             **kwargs: arguments of `generate`.
@@ -331,7 +333,12 @@ class VideoChat:
         given = [None] * len(questions) if instructions is None else list(instructions)
         if not len(videos) == len(questions) == len(given):
             raise ValueError(f"{len(videos)} videos, {len(questions)} questions and {len(given)} instructions")
-        conversations = [[{"role": "user", "content": text}] for text in questions]
+        before = [()] * len(questions) if histories is None else list(histories)
+        if len(before) != len(questions):
+            raise ValueError(f"{len(before)} histories for {len(questions)} questions")
+        conversations = [
+            _checked([*turns, {"role": "user", "content": text}]) for turns, text in zip(before, questions, strict=True)
+        ]
         rows = [self._encoded(video) for video in videos]
         return self._answer(conversations, rows, given, window, None, max_new_tokens=max_new_tokens, **kwargs)
 

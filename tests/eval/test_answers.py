@@ -1,8 +1,12 @@
 """What a model's or a judge's text says, on hand-made cases."""
 
+import random
+import re
+import string
+
 import pytest
 
-from hicom.eval.answers import chosen_option, judged_score, judged_verdict
+from hicom.eval.answers import chosen_option, exact_match, judged_score, judged_verdict, token_f1
 
 OPTIONS = ["a dog", "a black cat", "a cat", "none of these"]
 
@@ -83,3 +87,57 @@ def test_verdict(text: str, verdict: tuple[bool, int] | None) -> None:
 )
 def test_score(text: str, score: int | None) -> None:
     assert judged_score(text) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "is_same", "f1"),
+    [
+        ("The dog.", "a dog", True, 1),
+        ("THE  DOG!", "dog", True, 1),
+        ("It's a dog", "its dog", True, 1),
+        ("then", "n", False, 0),  # an article is a whole word
+        ("the black cat sleeps", "a black dog", False, 0.4),  # 1 of 3 and 1 of 2 words
+        ("red red blue", "red green", False, 0.4),  # a word counts as often as both have it
+        ("red red", "red red blue", False, 0.8),
+        ("left", "right", False, 0),
+        ("", "left", False, 0),
+        ("left", "", False, 0),
+        ("the", "...", True, 1),
+        ("a", "b", False, 0),
+        ("e-mail", "email", True, 1),
+        ("Straße", "straße", True, 1),
+    ],
+)
+def test_open_answers_by_hand(text: str, answer: str, is_same: bool, f1: float) -> None:
+    assert exact_match(text, answer) is is_same
+    assert token_f1(text, answer) == pytest.approx(f1)
+
+
+def test_open_answers_are_scored_as_the_published_code_does() -> None:
+    """The steps of SQuAD's evaluation, with counting by hand."""
+
+    def normalised(text: str) -> str:
+        kept = "".join(character for character in text.lower() if character not in set(string.punctuation))
+        return " ".join(re.compile(r"\b(a|an|the)\b").sub(" ", kept).split())
+
+    def f1(text: str, answer: str) -> float:
+        said, right = normalised(text).split(" "), normalised(answer).split(" ")
+        rest, num_same = list(right), 0
+        for word in said:
+            if word in rest:
+                rest.remove(word)
+                num_same += 1
+        if num_same == 0:
+            return 0.0
+        precision, recall = num_same / len(said), num_same / len(right)
+        return 2 * precision * recall / (precision + recall)
+
+    draw = random.Random(0)
+    words = ["a", "the", "An", "dog", "Dog.", "cat", "two", "(two)", "left,", "the-end", "!", "ä"]
+    same = 0
+    for _ in range(2000):
+        text, answer = (" ".join(draw.choices(words, k=draw.randint(1, 4))) for _ in range(2))
+        assert exact_match(text, answer) == (normalised(text) == normalised(answer)), (text, answer)
+        assert token_f1(text, answer) == pytest.approx(f1(text, answer)), (text, answer)
+        same += exact_match(text, answer)
+    assert 50 < same < 1000

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import hicom.model.instruction as module
-from hicom.model.instruction import extract_instruction, last_user_turn
+from hicom.model.instruction import answer_options, extract_instruction, last_user_turn
 
 QUESTION = "What does the man in the red shirt do after he opens the door?"
 LETTERS = "A. He sits down.\nB. He leaves.\nC. He waves.\nD. He sleeps."
@@ -111,6 +111,56 @@ def test_question_prefix_is_removed_as_a_prefix() -> None:
 @pytest.mark.parametrize("text", ["A. one\nB. two", "Only give the best option.", "<video>\nAnswer briefly."])
 def test_where_nothing_would_remain_the_turn_stays(text: str) -> None:
     assert extract_instruction(text) == text.removeprefix("<video>\n")
+
+
+def options_of(text: str) -> tuple[str, ...]:
+    """Return the options of a real phrasing."""
+    if LETTERS in text:
+        last = ("None of these.",) if "E. " in text else ()
+        return ("He sits down.", "He leaves.", "He waves.", "He sleeps.", *last)
+    if BRACKETS in text or "(C) He waves." in text:
+        return ("He sits down.", "He leaves.", "He waves.")
+    return ("He sits down.", "He leaves.") if "He leaves." in text else ()
+
+
+@pytest.mark.parametrize("text", REAL_PHRASINGS.values(), ids=REAL_PHRASINGS.keys())
+def test_options_of_real_phrasings(text: str) -> None:
+    assert answer_options(text) == options_of(text)
+
+
+def test_phrasings_with_options_are_among_them() -> None:
+    numbers = [len(answer_options(text)) for text in REAL_PHRASINGS.values()]
+    assert {number: numbers.count(number) for number in set(numbers)} == {0: 16, 2: 2, 3: 7, 4: 6, 5: 1}
+
+
+@pytest.mark.parametrize("text", UNTOUCHED)
+def test_questions_that_resemble_options_have_none(text: str) -> None:
+    assert answer_options(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("Who?\na) he\nb) she\nc) it", ("he", "she", "it")),
+        ("Who?\nA: he\nB: she", ("he", "she")),
+        ("Who? Options: (1) he (2) she (3) it", ("he", "she", "it")),
+        ("Who?\nA. he\n  and she\nB. it\nWhich one?", ("he and she", "it")),
+        ("Who?\nA. he\nB.\nC. it", ("he", "", "it")),  # the letters of the others must not move
+        ("Who?\nA. he\nB. she\nC.\nD. it", ("he", "she", "", "it")),
+        ("How many?\nOptions:\n1. 3\n2. 4\n4. 5", ("3", "4")),
+        ("Who? (A) he (B) she, see C. (C) it", ("he", "she, see C.", "it")),
+        ("Who?\nA. he. C. Smith says so\nB. she\nC. it", ("he. C. Smith says so", "she", "it")),
+        ("Who? A. he! B. it? C. she. Answer with the letter only. The best answer is:", ("he!", "it?", "she.")),
+        (
+            "Who?\n(A) I write. Give me a letter.\n(B) Answer briefly.",
+            ("I write. Give me a letter.", "Answer briefly."),
+        ),
+        ("<image>\nWho?\n" + "\n".join(f"{chr(65 + n)}. {n}" for n in range(26)), tuple(map(str, range(26)))),
+        ("Who?\nOptions:\n" + "\n".join(f"{n}. no {n}" for n in range(1, 31)), tuple(f"no {n}" for n in range(1, 27))),
+    ],
+)
+def test_options_by_hand(text: str, options: tuple[str, ...]) -> None:
+    assert answer_options(text) == options
 
 
 RECOGNISERS = [("_OPTIONS", index) for index in range(len(module._OPTIONS))] + [

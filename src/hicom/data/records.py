@@ -264,7 +264,11 @@ def iterate_lines(path: Path) -> Iterator[tuple[int, int, int, str]]:
         offset = 0
         for line, data in enumerate(file, 1):
             if data.strip():
-                yield offset, offset + len(data), line, json_text(data)
+                try:
+                    text = json_text(data)
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{path}, line {line}: not UTF-8: {error.reason}") from error
+                yield offset, offset + len(data), line, text
             offset += len(data)
 
 

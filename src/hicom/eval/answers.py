@@ -1,9 +1,14 @@
-"""What a model's text says: which option it chose, what a judge decided. Nothing is ever guessed."""
+"""What a model's text says: which option it chose, whether it is the right answer, what a judge decided.
+
+Nothing is ever guessed.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 
 # What may stand before the letter.
@@ -56,6 +61,32 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^\w]+", " ", text.casefold()).strip()
+
+
+def exact_match(text: str, answer: str) -> bool:
+    """Return whether two answers are the same but for case, punctuation, articles and blanks, as SQuAD compares them.
+
+    Rajpurkar et al., "SQuAD", EMNLP 2016, section 6.1.
+    """
+    return _words(text) == _words(answer)
+
+
+def token_f1(text: str, answer: str) -> float:
+    """Return the harmonic mean, 0 to 1, of the shares of words that two answers have in common, as SQuAD counts them.
+
+    Where an answer has no word but articles, it is 1 for the same answer and 0 for any other, as in SQuAD 2.0.
+    """
+    said, right = _words(text), _words(answer)
+    if not said or not right:
+        return float(said == right)
+    common = (Counter(said) & Counter(right)).total()
+    return 2 * common / (len(said) + len(right))
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of an answer in lower case, without punctuation and articles."""
+    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(?:a|an|the)\b", " ", plain).split()
 
 
 def judged_verdict(text: str) -> tuple[bool, int] | None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from ..tables import markdown
 from .paper import PUBLISHED
-from .results import read_results
+from .results import PERCENT, read_results
 
 Facts = Mapping[str, Any]
 
 
 def interval(name: str, found: Facts) -> str:
     """Return a score with its interval: one digit of percentages, two of what judges give."""
-    digits = 1 if name == "accuracy" or ":" in name else 2
+    digits = 1 if name in PERCENT or ":" in name else 2
     return f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
@@ -45,8 +45,9 @@ def results_page(out: Path) -> str:
     for file in sorted(out.glob("*/results.json")):
         parts += _task_part(read_results(file))
     parts.append(
-        "Brackets are 95 % intervals, clustered by video. Accuracies are in percent of the answered samples; an answer "
-        "that names no option is wrong, never guessed. Rows of the paper marked `*` were measured by its authors."
+        "Brackets are 95 % intervals, clustered by video. Accuracies, exact matches and F1 of words are in percent "
+        "of the answered samples; an answer that names no option is wrong, never guessed. Rows of the paper marked `*` "
+        "were measured by its authors."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..provenance import hardware
-from .answers import judged_score, judged_verdict
+from .answers import exact_match, judged_score, judged_verdict, token_f1
 from .judge import PROMPTS, JudgePrompt, used_prompts
 from .run import Line, judgement_key, read_answers, read_judgements, write_json
 from .samples import BenchmarkError, Sample, Task
@@ -21,6 +21,8 @@ MAX_SHOWN = 5
 """Of errors, and of answers that name no option."""
 TOP_SCORE = 5
 """The best that a judge gives."""
+PERCENT = ("accuracy", "exact_match", "f1")
+"""Scores from 0 to 100."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Value:
     @property
     def bounds(self) -> tuple[float, float]:
         """Least and largest possible value."""
-        return (0.0, 100.0) if self.score == "accuracy" else (0.0, float(TOP_SCORE))
+        return (0.0, 100.0) if self.score in PERCENT else (0.0, float(TOP_SCORE))
 
 
 def write_results(
@@ -50,7 +52,9 @@ def write_results(
     """Compute scores from the lines in a task's folder, and write `results.json`.
 
     Options: the accuracy in percent, over all samples that were answered; an answer that names no option is wrong.
-    Judged answers: the share of yes in percent, and the mean of the scores from 0 to 5.
+    Answers that are compared by their text: the share of exact matches and the mean of the words' F1, in percent.
+    Judged answers: the share of yes in percent, and the mean of the scores from 0 to 5. Where texts are compared, too,
+    results are complete without a judge until one has been asked.
 
     Args:
         task: the benchmark.
@@ -75,8 +79,13 @@ def write_results(
         "errors": sorted({line["error"] for line in failed})[:MAX_SHOWN],
         "not_run": len(samples) - len(done) - len(failed) - missing,
     }
-    if task.judge is None:
-        values = list(option_values(done))
+    judgements = read_judgements(out)
+    judge = judge or next((line["judge"] for line in reversed(judgements.values())), None)
+    values: list[Value] = []
+    if task.text_scores:
+        values += text_values(done)
+    elif task.judge is None:
+        values += option_values(done)
         unclear = [line["response"] for line in done if line["prediction"] is None]
         facts |= {"unparsable": len(unclear), "unparsable_examples": unclear[:MAX_SHOWN]}
         if values:
@@ -84,15 +93,14 @@ def write_results(
             clear = [v for v, line in zip(values, done, strict=True) if line["prediction"] is not None]
             if clear and len(clear) < len(values):
                 facts["accuracy_of_parsable"] = estimate(clear, task.macro).as_json()
-    else:
+    if task.judge is not None and (judge is not None or not task.text_scores):
         responses = {line["id"]: line["response"] for line in done}
-        judgements = read_judgements(out)
-        judge = judge or next((line["judge"] for line in reversed(judgements.values())), None)
         asked = list(task.judge(samples, responses))
         keys = [judgement_key(judge or "", prompts[request.aspect], request) for request in asked]
         found = [judgements[key] for key in keys if key in judgements]
         groups = {sample.id: sample.groups for sample in samples}
-        values = list(judged_values(found, groups))
+        judged = list(judged_values(found, groups))
+        values += judged
         facts["judge"] = {
             "model": judge,
             "url": found[0]["url"] if found else None,
@@ -100,7 +108,7 @@ def write_results(
             "prompts": used_prompts(prompts, task.aspects),
             "requests": len(asked),
             "judged": len(found),
-            "unclear": len(found) - len({(value.id, value.score) for value in values if value.score != "score"}),
+            "unclear": len(found) - len({(value.id, value.score) for value in judged if value.score != "score"}),
         }
         facts["is_complete"] = facts["is_complete"] and len(found) == len(asked)
     names = list(dict.fromkeys(value.score for value in values))
@@ -113,7 +121,7 @@ def write_results(
         group: {
             name: {
                 label: estimate([v for v in values if v.score == name and v.groups.get(group) == label]).as_json()
-                for label in dict.fromkeys(v.groups[group] for v in values if group in v.groups)
+                for label in dict.fromkeys(v.groups[group] for v in values if v.score == name and group in v.groups)
             }
             for name in names
         }
@@ -156,6 +164,14 @@ def option_values(lines: Sequence[Line]) -> Iterator[Value]:
         if line["answer"] is not None:
             right = line["prediction"] == line["answer"]
             yield Value("accuracy", line["id"], line["video_id"], 100.0 * right, line["groups"])
+
+
+def text_values(lines: Sequence[Line]) -> Iterator[Value]:
+    """Yield what each open answer counts for beside the right one, from 0 to 100: an exact match, and its words."""
+    for line in lines:
+        said, right = line["response"], line["answer"]
+        for score, value in (("exact_match", float(exact_match(said, right))), ("f1", token_f1(said, right))):
+            yield Value(score, line["id"], line["video_id"], 100 * value, line["groups"])
 
 
 def judged_values(judgements: Sequence[Line], groups: Mapping[str, Mapping[str, str]]) -> Iterator[Value]:
@@ -224,11 +240,10 @@ def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
 def _values_of(folder: Path) -> dict[tuple[str, str], Value]:
     """Return all values of a task's folder by score and sample."""
     done = [line for line in read_answers(folder).values() if "error" not in line]
+    chosen = [line for line in done if "prediction" in line]
+    written = [line for line in done if "prediction" not in line and "answer" in line]
     judgements = list(read_judgements(folder).values())
-    if judgements:
-        last = judgements[-1]["judge"]
-        groups = {line["id"]: line["groups"] for line in done}
-        values = judged_values([line for line in judgements if line["judge"] == last], groups)
-    else:
-        values = option_values([line for line in done if "prediction" in line])
+    groups = {line["id"]: line["groups"] for line in done}
+    judged = [line for line in judgements if line["judge"] == judgements[-1]["judge"]]
+    values = [*option_values(chosen), *text_values(written), *judged_values(judged, groups)]
     return {(value.score, value.id): value for value in values}

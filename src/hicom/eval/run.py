@@ -321,7 +321,12 @@ def _end_last_line(file: Path) -> None:
 
 def _config(chat: VideoChat, task: Task, samples: Sequence[Sample], options: RunOptions, model: str) -> dict[str, Any]:
     """Return what the answers depend on."""
-    data = [[s.id, str(s.video.name), s.question, s.options, s.answer, s.start_s, s.end_s] for s in samples]
+    data = [
+        # What only some samples have stands in their entries alone: digests of others stay what they were before it.
+        [s.id, str(s.video.name), s.question, s.options, s.answer, s.start_s, s.end_s]
+        + ([s.text, s.history] if s.text or s.history else [])
+        for s in samples
+    ]
     return {
         "task": task.name,
         "macro": task.macro,
@@ -427,6 +432,7 @@ def _answer_batch(
             [video for _, video, _ in some],
             [prompt for _, _, prompt in some],
             instructions=[sample.question for sample, _, _ in some],
+            histories=[sample.history for sample, _, _ in some],
             window=window,
             max_new_tokens=options.max_new_tokens or task.max_new_tokens,
         )
@@ -434,10 +440,14 @@ def _answer_batch(
         for (sample, video, prompt), answer in zip(some, answers, strict=True):
             line: Line = {"id": sample.id, "video_id": sample.video_id, "groups": dict(sample.groups)}
             line |= {"prompt": prompt, "instruction": answer.instruction, "response": answer.text}
+            if sample.history:
+                line["history"] = [dict(turn) for turn in sample.history]
             if sample.options:
                 line["prediction"] = chosen_option(answer.text, sample.options)
                 line["answer"] = sample.answer
                 line["num_options"] = len(sample.options)
+            elif task.text_scores:
+                line["answer"] = sample.answer
             line |= {"num_frames": video.num_frames, "num_visual_tokens": answer.num_visual_tokens}
             lines[sample.id] = line | {"window": answer.window, "seconds": seconds}
     return [lines[sample.id] for sample in batch]

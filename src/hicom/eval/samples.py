@@ -36,6 +36,8 @@ class Sample:
         source_fps: frames a second of a folder of frames.
         groups: what scores are split by, for example `{"duration": "short"}`.
         subtitles: file of subtitles; None where there are none.
+        text: what the model reads after the video, where the sample brings it along; empty: the task writes a prompt.
+        history: turns before the question, as `{"role", "content"}`.
     """
 
     id: str
@@ -49,6 +51,8 @@ class Sample:
     source_fps: float | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
     subtitles: Path | None = None
+    text: str = ""
+    history: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -91,6 +95,7 @@ class Task:
         groups: names of `Sample.groups` that results are split by, in order.
         macro: group over whose values the score is an unweighted mean; empty: over samples.
         judge: returns what the judge is asked, from samples and responses by id; None: options are compared.
+        text_scores: open answers are also compared with the right ones word by word, so that a judge is optional.
         aspects: what the judge says of each request, in order.
         submission: writes the file that a server scores, from the option chosen by sample id; None: scored here.
     """
@@ -104,6 +109,7 @@ class Task:
     groups: tuple[str, ...] = ()
     macro: str = ""
     judge: Callable[[Sequence[Sample], Mapping[str, str]], Iterable[JudgeRequest]] | None = None
+    text_scores: bool = False
     aspects: tuple[str, ...] = ()
     submission: Callable[[Path, Mapping[str, int | None]], Path] | None = None
 

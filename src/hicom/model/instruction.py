@@ -17,10 +17,10 @@ _HEADER = r"(?:(?:possible |answer )?(?:options?|choices?|candidates|answers)|an
 _OPTIONS = tuple(
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (
-        r"\n\s*\(?A\s*[).:]\s*\S.*?\n\s*\(?B\s*[).:]\s*\S",
-        r"(?:(?<=\?)|(?<=\.)|(?<=:))\s+\(A\)\s*\S.*?\s\(B\)\s*\S",
-        r"(?:(?<=\?)|(?<=:))\s+A[.)]\s+\S.*?\sB[.)]\s+\S",
-        _HEADER + r"\s*\(?1\s*[).:]\s*\S.*?\s\(?2\s*[).:]\s*\S",
+        r"\n\s*(?P<first>\(?A\s*[).:])\s*\S.*?\n\s*(?P<second>\(?B\s*[).:])\s*\S",
+        r"(?:(?<=\?)|(?<=\.)|(?<=:))\s+(?P<first>\(A\))\s*\S.*?\s(?P<second>\(B\))\s*\S",
+        r"(?:(?<=\?)|(?<=:))\s+(?P<first>A[.)])\s+\S.*?\s(?P<second>B[.)])\s+\S",
+        _HEADER + r"\s*(?P<first>\(?1\s*[).:])\s*\S.*?\s(?P<second>\(?2\s*[).:])\s*\S",
     )
 )
 _OPTION_LINE = re.compile(r"\s*\(?(?:[A-Z]|\d{1,2})\s*[).:]\s*\S.*", re.IGNORECASE)
@@ -61,6 +61,8 @@ _REMARKS = tuple(
         r"(?:the )?(?:best|correct|final) (?:answer|option) is",
     )
 )
+# A remark only where it follows options: elsewhere a letter may be a thing in the video.
+_ASKED_LETTER = re.compile(_ASK + r"[^?]*\bletters?\b[^?]*", re.IGNORECASE)
 # The time instruction of LLaVA-Video, which may run on into the next sentence without a blank.
 _TIMES = re.compile(
     r"the video lasts for [\d.]+ seconds, and \d+ frames are uniformly sampled from it\.\s*"
@@ -116,16 +118,71 @@ def extract_instruction(text: str) -> str:
     Returns:
         The bare question; the text without placeholders where nothing else would remain.
     """
-    for placeholder in PLACEHOLDERS:
-        text = text.replace(placeholder, " ")
-    plain = text.strip()
-    text = _TIMES.sub(" ", _SUBTITLES.sub(" ", "\n" + plain))
-    starts = [found.start() for found in (pattern.search(text) for pattern in _OPTIONS) if found]
-    before, after = (text[: min(starts)], text[min(starts) :]) if starts else (text, "")
+    plain = _without_media(text)
+    text = _own_words(plain)
+    found = _find_options(text)
+    before, after = (text[: found.start()], text[found.start() :]) if found else (text, "")
     instruction = _without_remarks(before)
     if not re.search(r"\w", instruction):  # options may also precede their question
         instruction = _without_remarks("\n".join(line for line in after.split("\n") if not _OPTION_LINE.match(line)))
     return instruction if re.search(r"\w", instruction) else plain
+
+
+def answer_options(text: str) -> tuple[str, ...]:
+    """Return the options that a user's turn offers, in order.
+
+    They stand on lines of their own or one after the other, each behind its letter or number; the last one ends with
+    its line. Remarks on the answer's format that follow it there are left out.
+
+    Args:
+        text: the turn as the user, a dataset or a benchmark wrote it.
+
+    Returns:
+        Texts without letters or numbers, at most 26; none where the turn offers no options.
+    """
+    text = _own_words(_without_media(text))
+    found = _find_options(text)
+    if found is None:
+        return ()
+    places = [found.span("first"), found.span("second")]
+    label = found["second"]
+    on_lines = text[: places[1][0]].rstrip(" \t").endswith("\n")
+    for name in map(str, range(3, 27)) if "2" in label else _letters_after(label.strip("( ).:")):
+        # In the middle of a line only what is marked exactly as the option before it is the next one.
+        marked = re.escape(label).replace(re.escape(label.strip("( ).:")), name)
+        pattern = rf"\n\s*(\(?{name}\s*[).:])\s*(?=\S)" if on_lines else rf"\s({marked})\s*(?=\S)"
+        following = re.compile(pattern).search(text, places[-1][1])
+        if following is None:
+            break
+        places.append(following.span(1))
+    ends = [*(start for start, _ in places[1:]), len(text)]
+    options = [text[start:end].strip() for (_, start), end in zip(places, ends, strict=True)]
+    last = re.split(r"(?<=[.?!:])\s+", options[-1].partition("\n")[0].strip())
+    while len(last) > 1 and (_is_remark(last[-1].rstrip(".!").strip()) or _ASKED_LETTER.fullmatch(last[-1])):
+        last.pop()
+    return tuple(" ".join(option.split()) for option in (*options[:-1], " ".join(last)))
+
+
+def _letters_after(letter: str) -> list[str]:
+    """Return the letters that follow one, in its case."""
+    return [chr(code) for code in range(ord(letter) + 1, ord("Z" if letter.isupper() else "z") + 1)]
+
+
+def _without_media(text: str) -> str:
+    for placeholder in PLACEHOLDERS:
+        text = text.replace(placeholder, " ")
+    return text.strip()
+
+
+def _own_words(text: str) -> str:
+    """Return a turn without subtitles and times of frames; it begins with a line break, as options may."""
+    return _TIMES.sub(" ", _SUBTITLES.sub(" ", "\n" + text))
+
+
+def _find_options(text: str) -> re.Match[str] | None:
+    """Return where the first two options stand, or None."""
+    found = [match for match in (pattern.search(text) for pattern in _OPTIONS) if match]
+    return min(found, key=lambda match: match.start(), default=None)
 
 
 def _without_remarks(text: str) -> str:
