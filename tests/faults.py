@@ -23,6 +23,7 @@ MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
 DROP_IN, DUAL_ENCODER = "hicom/drop_in.py", "hicom/model/dual_encoder.py"
 VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
+ESTIMATE, TRAIN_CONFIG, EVAL_RECORDS = "hicom/train/estimate.py", "hicom/train/config.py", "hicom/eval/records.py"
 ENGINES, FEATURES = "hicom/train/engines.py", "hicom/data/features.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
 LOOP, READER, OPTIM = "hicom/world/loop.py", "hicom/world/reader.py", "hicom/optim.py"
@@ -774,6 +775,97 @@ FAULTS = [
         "        return passes\n",
         "        return 1\n",
         "tests/test_recipes.py::test_batches_frames_and_epochs_are_published",
+    ),
+    Fault(
+        "views count as memory of their own",
+        ESTIMATE,
+        "if isinstance(each, Tensor) and storage_id(each) not in self._known:",
+        "if isinstance(each, Tensor):",
+        "tests/train/test_estimate.py::test_live_bytes_are_those_of_tensors_that_are_alive",
+    ),
+    Fault(
+        "the estimate forgets the gradients of an earlier pass",
+        ESTIMATE,
+        "passes = 1 if config.global_batch_size is None and config.accumulate == 1 else 2",
+        "passes = 1",
+        "tests/train/test_estimate.py::test_a_step_without_numbers_holds_what_a_real_one_holds",
+    ),
+    Fault(
+        "the estimate is of whole precision",
+        ESTIMATE,
+        'torch.autocast("cpu", torch.bfloat16) if config.bf16 else nullcontext()',
+        "nullcontext()",
+        "tests/train/test_estimate.py::test_published_precision_is_counted",
+    ),
+    Fault(
+        "rates are not scaled",
+        TRAIN_CONFIG,
+        "(pattern, scale * rate)",
+        "(pattern, rate)",
+        "tests/train/test_estimate.py::test_recipes_differ_in_adapters_alone",
+    ),
+    Fault(
+        "a tuned model keeps the number of frames of its start",
+        RUN,
+        "processor.num_frames = trainer.data_collator.num_frames",
+        "pass",
+        "tests/train/test_run.py::test_a_model_takes_the_frames_that_it_was_trained_on",
+    ),
+    Fault(
+        "turns before the question are not passed on",
+        EVAL_RUN,
+        "histories=[sample.history for sample, _, _ in some],",
+        "histories=None,",
+        "tests/eval/test_records.py::test_each_turn_is_asked_after_those_before_it",
+    ),
+    Fault(
+        "all questions of a batch follow the first one's turns",
+        INFERENCE,
+        "for turns, text in zip(before, questions, strict=True)",
+        "for turns, text in zip([before[0]] * len(before), questions, strict=True)",
+        "tests/test_inference.py::test_questions_after_their_own_turns_in_one_batch",
+    ),
+    Fault(
+        "a turn whose answer names no option counts as wrong",
+        EVAL_RECORDS,
+        "options=() if chosen is None else options",
+        "options=options",
+        "tests/eval/test_records.py::test_every_answered_turn_is_a_sample",
+    ),
+    Fault(
+        "records with the same id are one sample",
+        EVAL_RECORDS,
+        "if len(set(names)) == len(turns):",
+        "if len(names) == len(turns):",
+        "tests/eval/test_records.py::test_ids_are_unique",
+    ),
+    Fault(
+        "weights of a mixture repeat samples",
+        EVAL_RECORDS,
+        "for index in dict.fromkeys(source.indices):",
+        "for index in source.indices:",
+        "tests/eval/test_records.py::test_mixtures_count_every_chosen_sample_once",
+    ),
+    Fault(
+        "F1 counts a repeated word each time",
+        ANSWERS,
+        "common = (Counter(said) & Counter(right)).total()",
+        "common = sum(word in right for word in said)",
+        "tests/eval/test_answers.py::test_open_answers_by_hand",
+    ),
+    Fault(
+        "runs compare by judgements alone",
+        RESULTS,
+        "[*option_values(chosen), *text_values(written), *judged_values(judged, groups)]",
+        "[*option_values(chosen), *judged_values(judged, groups)]",
+        "tests/eval/test_records.py::test_two_runs_compare_by_their_lines",
+    ),
+    Fault(
+        "a remark behind the options belongs to the last one",
+        INSTRUCTION,
+        "        last.pop()\n",
+        "        break\n",
+        "tests/model/test_instruction.py::test_options_by_hand",
     ),
 ]
 

@@ -215,6 +215,20 @@ def test_convert_assemble_writes_what_its_dry_run_says(hicom: Hicom, parts: list
     assert "not empty" in hicom("convert", "assemble", *parts, *args).error()
 
 
+def test_convert_export_changes_the_precision(hicom: Hicom, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    tiny.save(source)
+    (source / "domain.safetensors").write_bytes(b"what it was trained on")
+    hicom("convert", "export", source, tmp_path / "small").success()
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "small"))
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    assert all(torch.equal(tensor, before[name].bfloat16()) for name, tensor in after.items())
+    assert before.keys() == after.keys()
+    assert (tmp_path / "small" / "domain.safetensors").read_bytes() == b"what it was trained on"
+    assert "not empty" in hicom("convert", "export", source, tmp_path / "small").error()
+    assert "no such model folder" in hicom("convert", "export", tmp_path / "gone", tmp_path / "b").error()
+
+
 def test_convert_assemble_refuses_what_cannot_be(hicom: Hicom, parts: list[object], tmp_path: Path) -> None:
     assert "--dst DIR" in hicom("convert", "assemble", *parts).error()
     assert (

@@ -103,6 +103,15 @@ def test_activations_that_are_computed_again_are_not_kept() -> None:
     assert kept.work > 1.3 * again.work
 
 
+def test_published_precision_is_counted() -> None:
+    """Mixed precision keeps matrices and what goes into them in 16 bit, and what is added up in 32."""
+    size = dataclasses.replace(SIZE, text_tokens=400)
+    config = tuned(gradient_checkpointing=False)
+    whole, mixed = (training_memory(dataclasses.replace(config, bf16=x), tiny.config(), size) for x in (False, True))
+    assert 0.4 * whole.work < mixed.work < 0.9 * whole.work
+    assert (mixed.weights, mixed.gradients, mixed.optimizer) == (whole.weights, whole.gradients, whole.optimizer)
+
+
 def test_weights_gradients_and_states_are_those_of_a_real_run() -> None:
     model = tiny.model()
     config = tuned()

@@ -94,6 +94,11 @@ def test_adapters_and_compressor_learn_and_all_else_stays(folder: Path, tmp_path
     )
     again = load_file(tmp_path / "b" / "model.safetensors")
     assert all(torch.equal(tensor, after[name]) for name, tensor in again.items())
+    half = ["--dtype", "bfloat16"]
+    args = [str(folder / "base" / "model"), str(tmp_path / "adapter"), str(tmp_path / "half"), *half]
+    assert main(["convert", "merge", *args]) == 0
+    cut = load_file(tmp_path / "half" / "model.safetensors")
+    assert all(torch.equal(tensor, after[name].bfloat16()) for name, tensor in cut.items())
 
 
 def test_base_weights_stay_bit_equal_while_adapters_train() -> None:

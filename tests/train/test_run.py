@@ -14,7 +14,7 @@ from hicom.data.collate import Collator
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
-from hicom.train.run import last_checkpoint
+from hicom.train.run import last_checkpoint, load, make_data, starting_model
 from toy_training import ALL, make_config, make_folder
 
 TESTS = Path(__file__).parents[1]
@@ -157,7 +157,8 @@ def test_refuses_a_folder_in_use(folder: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"parts": None}, "either init"),
         ({"parts": None, "init": "nowhere"}, "there is no model in nowhere"),
-        ({"batch_size": 9}, "8 samples are fewer than the 9"),
+        ({"batch_size": 9}, r"8 samples are fewer than the 9 of one step; lower batch_size \(9\)"),
+        ({"global_batch_size": 12}, r"fewer than the 12 of one step; lower global_batch_size \(12\)"),
         ({"bf16": True}, "needs a GPU"),
         ({"data": DataConfig(records=("none.jsonl",))}, r"there is no file none\.jsonl"),
     ],
@@ -165,6 +166,35 @@ def test_refuses_a_folder_in_use(folder: Path, tmp_path: Path) -> None:
 def test_impossible_runs(folder: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_config(folder, out=str(tmp_path), **changes))
+
+
+def test_a_model_takes_the_frames_that_it_was_trained_on(folder: Path, tmp_path: Path) -> None:
+    def frames(data: DataConfig) -> tuple[int, int]:
+        config = make_config(folder, out=str(tmp_path / str(data.num_frames)), steps=1, data=data)
+        _, collator = make_data(config, *load(config))
+        return collator.num_frames or 0, HIComProcessor.from_pretrained(run(config)).num_frames
+
+    data = dataclasses.replace(make_config(folder).data, cache=None)
+    assert frames(dataclasses.replace(data, num_frames=3)) == (3, 3)
+    assert frames(dataclasses.replace(data, num_frames=None)) == (4, 4)  # those of the model
+
+
+def test_a_start_may_be_a_model_of_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(folder, parts=None, init="org/model")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="org/model: neither a model folder nor a model that the hub gives here"):
+        starting_model(config)
+    # A folder that is there and lacks the model is no hub id.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    with pytest.raises(ValueError, match="there is no model in org/model"):
+        starting_model(config)
+
+
+def test_a_start_in_the_official_layout_is_named(folder: Path, tmp_path: Path) -> None:
+    golden = next(path.parent for path in sorted((TESTS / "golden").rglob("config.json")))
+    with pytest.raises(ValueError, match=r"is a checkpoint of the official code; `hicom convert .* DST` comes first"):
+        starting_model(make_config(folder, parts=None, init=str(golden)))
 
 
 def test_a_chain_passes_the_model_on(folder: Path, tmp_path: Path) -> None:
