@@ -2,7 +2,7 @@
 
 Trains a few steps of the recipes `finetune`, `finetune-lora` and `finetune-qlora` in processes of their own, and sets
 the largest memory beside the estimate: on a GPU what torch allocated, on a CPU how much the process grew from before
-the model was loaded. The model has towers of the size of SigLIP-base (224 pixels) and a language model of the size of
+the model was loaded, after it had trained a small one. The model has towers of the size of SigLIP-base (224 pixels) and a language model of the size of
 Qwen2.5-0.5B with its vocabulary, all of random weights. QLoRA needs bitsandbytes. Writes
 `docs/results/train-memory.json` and `.md`.
 """
@@ -31,7 +31,7 @@ from hicom.recipes.finetune import finetune, finetune_lora, finetune_qlora
 from hicom.train import TrainConfig
 from hicom.train.assemble import assemble
 from hicom.train.estimate import sample_size, training_memory
-from hicom.train.run import load, make_trainer
+from hicom.train.run import load, make_trainer, run
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 151_936
@@ -80,6 +80,9 @@ def status_bytes(name: str) -> int:
 def measure(case: str, folder: Path) -> int:
     """Train a few steps, and return the largest memory of these."""
     config = make_config(case, folder)
+    # A first run of a small model brings in libraries and threads, which are no matter of the model's size.
+    run(dataclasses.replace(config, init="hicom-tiny", out=str(folder / f"warm-{os.getpid()}"), steps=1))
+    gc.collect()
     before = status_bytes("VmRSS")
     model, processor = load(config, quantize=True)
     model.config.text_config.use_cache = False
@@ -124,7 +127,8 @@ def page(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "# Memory of training: estimated and measured\n\nGB. One step of the recipes on one device, with one sample in "
         "one pass and activations computed again in the backward pass unless a row says otherwise; towers like "
         "SigLIP-base (224 pixels, 8 frames), language model like Qwen2.5-0.5B. Measured: the most that "
-        f"{STEPS} steps took; on a CPU, how much the process grew from before the model was loaded.\n\n"
+        f"{STEPS} steps took; on a CPU, how much the process grew from before the model was loaded, after it "
+        "had trained a small one.\n\n"
         f"{chr(10).join(lines)}\n\n{device}, {facts['date']}, commit `{short_commit(str(facts['commit']))}`, n = 1 a "
         "row. Made by `python benchmarks/train_memory.py`.\n"
     )
