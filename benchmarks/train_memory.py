@@ -2,9 +2,9 @@
 
 Trains a few steps of the recipes `finetune`, `finetune-lora` and `finetune-qlora` in processes of their own, and sets
 the largest memory beside the estimate: on a GPU what torch allocated, on a CPU how much the process grew from before
-the model was loaded, after it had trained a small one. The model has towers of the size of SigLIP-base (224 pixels) and a language model of the size of
-Qwen2.5-0.5B with its vocabulary, all of random weights. QLoRA needs bitsandbytes. Writes
-`docs/results/train-memory.json` and `.md`.
+the model was loaded, after it had trained a small one. The model has towers of the size of SigLIP-base (224 pixels)
+and a language model of the size of Qwen2.5-0.5B with its vocabulary, all of random weights. QLoRA needs bitsandbytes.
+Writes `docs/results/train-memory.json` and `.md`.
 """
 
 from __future__ import annotations

@@ -563,6 +563,8 @@ def estimate_training(config: TrainConfig | Chain, num_devices: int, as_json: bo
         from hicom.train.estimate import estimate_run
 
         facts = estimate_run(config, num_processes=num_devices)
+    for path in facts["missing_records"]:
+        print(f"note: {path} is not there; how long its texts are is a guess", file=sys.stderr)
     if as_json:
         print_json(facts)
         return
@@ -578,7 +580,9 @@ def estimate_training(config: TrainConfig | Chain, num_devices: int, as_json: bo
     for name, *cells in lines:
         print(f"{name:{width}}" + "".join(f"{cell:>11}" for cell in cells))
     sample = facts["sample"]
-    batch = f"{facts['batch_size']} samples at once on each of {facts['num_processes']} devices"
+    at_once, devices = facts["batch_size"], facts["num_processes"]
+    where = f"each of {devices} devices" if devices > 1 else "a device"
+    batch = f"{at_once} sample{'s' * (at_once > 1)} at once on {where}"
     text = "{visual_tokens:,} visual tokens of {num_frames} frames, {text_tokens:,} of text".format(**sample)
     print(f"\n{batch}; the largest sample has {text}.")
     if facts["free_bytes"] is not None:

@@ -227,6 +227,14 @@ def test_the_command_prints_every_way(folder: Path, capsys: pytest.CaptureFixtur
     assert f"{own['total'] / 1e6:.2f}" in said
 
 
+def test_missing_records_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", "tiny-pretrain", "--init", str(folder / "model"), "--data.records", "gone.jsonl", "--estimate"]
+    assert main(args) == 0
+    said = capsys.readouterr()
+    assert "note: gone.jsonl is not there" in said.err
+    assert "256 of text" in said.out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

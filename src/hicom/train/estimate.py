@@ -332,7 +332,7 @@ def sample_size(config: TrainConfig, processor: HIComProcessor) -> SampleSize:
     """
     data = config.data
     frames = data.num_frames or processor.num_frames
-    if not all(Path(path).is_file() for path in data.records):
+    if missing_records(config):
         return SampleSize(num_frames=frames)
     samples = SampleSet(read_sources(data.records, data.root, data.on_bad_record))
     lengths, _ = samples.lengths_and_videos()
@@ -348,6 +348,11 @@ def sample_size(config: TrainConfig, processor: HIComProcessor) -> SampleSize:
     )
 
 
+def missing_records(config: TrainConfig) -> list[str]:
+    """Return the files of records that are not there."""
+    return [path for path in config.data.records if not Path(path).is_file()]
+
+
 def estimate_run(config: TrainConfig, *, num_processes: int = 1) -> dict[str, Any]:
     """Return what a run and its alternatives would take on each device, without loading the model's weights.
 
@@ -356,9 +361,10 @@ def estimate_run(config: TrainConfig, *, num_processes: int = 1) -> dict[str, An
         num_processes: devices that train together.
 
     Returns:
-        `sample`: the largest one (`SampleSize`, and its `visual_tokens`); `batch_size`, `num_processes`; `free_bytes`
-        of this machine's first device, and its name; `rows`: bytes of every way to train, with and without gradient
-        checkpointing, and which of them the run is.
+        `sample`: the largest one (`SampleSize`, and its `visual_tokens`); `missing_records`: files that are not there,
+        so that the length of texts is a guess; `batch_size`, `num_processes`; `device`: this machine's first, and its
+        `free_bytes`; `rows`: bytes of every way to train, with and without gradient checkpointing, and which of them
+        the run is.
 
     Raises:
         ValueError: there is no model to start from, or what `training_memory` and `sample_size` raise.
@@ -387,6 +393,7 @@ def estimate_run(config: TrainConfig, *, num_processes: int = 1) -> dict[str, An
     return {
         "sample": dataclasses.asdict(size)
         | {"visual_tokens": processor.token_count(size.num_frames, window, config.stage.compression)},
+        "missing_records": missing_records(config),
         "batch_size": config.batch_size,
         "num_processes": num_processes,
         "device": torch.cuda.get_device_name(device) if has_gpu else "CPU",
