@@ -144,7 +144,8 @@ def training_memory(
     Raises:
         ValueError: the table of rates or the adapters do not fit the model, or the engine is impossible.
     """
-    return memory_of(simulate(config, model_config, size), config, num_processes=num_processes, is_gpu=is_gpu)
+    simulation = simulate(config, model_config, size, num_processes)
+    return memory_of(simulation, config, num_processes=num_processes, is_gpu=is_gpu)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Simulation:
     peak: int
 
 
-def simulate(config: TrainConfig, model_config: HIComConfig, size: SampleSize) -> Simulation:
+def simulate(config: TrainConfig, model_config: HIComConfig, size: SampleSize, num_processes: int = 1) -> Simulation:
     """Run one step; arguments as of `training_memory`. How the base of adapters is quantised makes no difference."""
     model = empty_model(copy.deepcopy(model_config))
     model.config.text_config.use_cache = False
@@ -177,7 +178,7 @@ def simulate(config: TrainConfig, model_config: HIComConfig, size: SampleSize) -
         model.train()
         if config.gradient_checkpointing:
             getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
-        peak = step_bytes(model, config, size)
+        peak = step_bytes(model, config, size, config.count_passes(num_processes))
     return Simulation(model, rules, targets, peak)
 
 
@@ -217,11 +218,10 @@ def memory_of(simulation: Simulation, config: TrainConfig, *, num_processes: int
     return TrainingMemory(weights=weights, gradients=gradients, optimizer=states, work=largest)
 
 
-def step_bytes(model: HIComForConditionalGeneration, config: TrainConfig, size: SampleSize) -> int:
-    """Return the most bytes beside the weights that a forward and backward pass hold, gradients among them."""
-    passes = 1 if config.global_batch_size is None and config.accumulate == 1 else 2
+def step_bytes(model: HIComForConditionalGeneration, config: TrainConfig, size: SampleSize, num_passes: int) -> int:
+    """Return the most bytes beside the weights that the passes of a step hold, gradients among them."""
     with LiveBytes([*model.parameters(), *model.buffers()]) as live:
-        for _ in range(passes):  # a second one finds the gradients of the first
+        for _ in range(min(2, num_passes)):  # the second one finds the gradients of the first, as do all later ones
             one_pass(model, config, size)
     return live.peak
 
@@ -384,7 +384,7 @@ def estimate_run(config: TrainConfig, *, num_processes: int = 1) -> dict[str, An
             run = dataclasses.replace(way, gradient_checkpointing=is_checkpointed)
             key = (run.lora is not None, is_checkpointed)
             if key not in simulations:
-                simulations[key] = simulate(run, model_config, size)
+                simulations[key] = simulate(run, model_config, size, num_processes)
             memory = memory_of(simulations[key], run, num_processes=num_processes, is_gpu=has_gpu or config.bf16)
             row = {"way": name, "gradient_checkpointing": is_checkpointed, "is_this_run": run == config}
             rows.append(row | dataclasses.asdict(memory) | {"total": memory.total})
