@@ -119,8 +119,8 @@ def page(facts: dict[str, Any]) -> str:
     precision = "bfloat16 mixed precision" if facts["bf16"] else "float32"
     return (
         f"# Training speed, {facts['shape']}\n\nStage `tune`, {facts['batch_size']} samples of {facts['num_frames']} "
-        f"frames in one pass, {precision}; median step, decoding and collation included. The device's matmul rate, which "
-        f"MFU is a share of: {facts['flops_per_s'] / 1e12:.2f} TFLOP/s.\n\n"
+        f"frames in one pass, {precision}; median step, decoding and collation included. MFU is a share of the "
+        f"device's matmul rate, {facts['flops_per_s'] / 1e12:.2f} TFLOP/s.\n\n"
         f"{markdown(head, rows)}\n\n{device}, {facts['date']}, commit `{short_commit(str(facts['commit']))}`. Made by "
         f"`python benchmarks/train_speed.py --shape {facts['shape']}`.\n"
     )
