@@ -777,6 +777,13 @@ FAULTS = [
         "tests/test_recipes.py::test_batches_frames_and_epochs_are_published",
     ),
     Fault(
+        "gradients reach into frozen towers where activations are computed again",
+        MODELING,
+        "    def enable_input_require_grads(self)",
+        "    def enable_input_gradients(self)",
+        "tests/model/test_modeling.py::test_gradient_checkpointing_leaves_frozen_towers_alone",
+    ),
+    Fault(
         "views count as memory of their own",
         ESTIMATE,
         "if isinstance(each, Tensor) and storage_id(each) not in self._known:",

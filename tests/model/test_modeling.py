@@ -298,6 +298,29 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_gradient_checkpointing_leaves_frozen_towers_alone() -> None:
+    """With transformers' own hooks they would be computed twice, and backward."""
+    model = tiny.model().train()
+    for part in (model.model.vision_tower, model.model.instruction_encoder):
+        part.requires_grad_(False)
+    model.gradient_checkpointing_enable()
+    inputs = batch(model)
+    features = model.encode_frames(inputs["pixel_values_videos"])
+    assert not features.values.requires_grad
+    assert features.keys is not None
+    assert not features.keys.requires_grad
+    pooled, _ = model.model.encode_instruction(inputs["instruction_input_ids"])
+    assert not pooled.requires_grad
+    assert model.get_input_embeddings()(inputs["input_ids"]).requires_grad
+    passes = []
+    model.model.vision_tower.register_forward_hook(lambda *_: passes.append(1))
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert len(passes) == 1
+    model.disable_input_require_grads()
+    model.get_input_embeddings().requires_grad_(False)
+    assert not model.get_input_embeddings()(inputs["input_ids"]).requires_grad
+
+
 def test_logits_to_keep() -> None:
     model = tiny.model()
     inputs = batch(model)

@@ -113,6 +113,16 @@ class HIComPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["HybridCompressor", "SiglipEncoderLayer", "Siglip2EncoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
+    def enable_input_require_grads(self) -> None:
+        """Have gradients reach the language model's input, as some ways to compute activations again need.
+
+        transformers has the embeddings of all parts require gradients; frozen towers would then be computed twice, and
+        backward, for gradients that nobody uses.
+        """
+        hook = self.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+        self._require_grads_hooks = [hook]
+        self._require_grads_hook = hook
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint as `transformers` does, but strictly.
