@@ -158,7 +158,7 @@ def page(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"{STEPS} steps took; on a CPU, how much the process grew from before the model was loaded, after it "
         "had trained a small one.\n\n"
         f"{chr(10).join(lines)}\n\n{device}, {facts['date']}, commit `{short_commit(str(facts['commit']))}`, n = 1 a "
-        "row. What it is short of in runs with adapters does not grow with the model: buffers of libraries.\n\n"
+        "row.\n\n"
         "## Published sizes, estimated only\n\nGB on one GPU in mixed precision, activations computed again / kept: "
         f"SigLIP-so400m, 32 frames, {TEXT_TOKENS} tokens of text, one sample in one pass.\n\n"
         f"{published_table(facts['published'])}\n\nMade by `python benchmarks/train_memory.py`.\n"
