@@ -174,6 +174,8 @@ def test_a_model_takes_the_frames_that_it_was_trained_on(folder: Path, tmp_path:
         _, collator = make_data(config, *load(config))
         return collator.num_frames or 0, HIComProcessor.from_pretrained(run(config)).num_frames
 
+    with pytest.raises(ValueError, match=r"data\.num_frames=0 must be at least 1"):
+        DataConfig(records=("records.jsonl",), num_frames=0)
     data = dataclasses.replace(make_config(folder).data, cache=None)
     assert frames(dataclasses.replace(data, num_frames=3)) == (3, 3)
     assert frames(dataclasses.replace(data, num_frames=None)) == (4, 4)  # those of the model

@@ -47,6 +47,10 @@ class DataConfig:
     skip_list: str | None = None
     about: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"data.num_frames={self.num_frames} must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:

@@ -331,7 +331,7 @@ def sample_size(config: TrainConfig, processor: HIComProcessor) -> SampleSize:
         ValueError: the records cannot be read.
     """
     data = config.data
-    frames = data.num_frames or processor.num_frames
+    frames = processor.num_frames if data.num_frames is None else data.num_frames
     if missing_records(config):
         return SampleSize(num_frames=frames)
     samples = SampleSet(read_sources(data.records, data.root, data.on_bad_record))

@@ -304,7 +304,7 @@ def make_data(
         ValueError: records are malformed, or too few for one step.
     """
     data, stage = config.data, config.stage
-    num_frames = data.num_frames or processor.num_frames
+    num_frames = processor.num_frames if data.num_frames is None else data.num_frames
     sources = read_sources(data.records, data.root, data.on_bad_record)
     for source in sources:
         if source.records.errors:
