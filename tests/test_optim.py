@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import tiny
-from hicom.optim import MuonAdamW, muon_parameters, parameter_groups
+from hicom.optim import MuonAdamW, make_optimizer, muon_parameters, parameter_groups
 
 
 def network() -> nn.Module:
@@ -31,6 +31,19 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> No
         optimizer.zero_grad()
         loss(model).backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize("use_muon", [False, True])
+def test_as_on_gpus_the_steps_are_the_same(use_muon: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There AdamW is fused, a kernel that CPUs have too."""
+    plain, fused = network(), network()
+    steps(plain, make_optimizer(groups_of(plain, use_muon=use_muon)), 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    optimizer = make_optimizer(groups_of(fused, use_muon=use_muon))
+    assert [group.get("fused") for group in optimizer.param_groups if not group["muon"]].count(True) > 0
+    steps(fused, optimizer, 5)
+    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_without_muon_it_is_adamw() -> None:

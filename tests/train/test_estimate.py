@@ -183,7 +183,7 @@ def test_published_sizes_take_what_their_parameters_do() -> None:
     )
     assert 115e9 < full.weights + full.gradients + full.optimizer < 130e9
     assert qlora.total < 20e9
-    assert full.work > 4e9
+    assert 0 < full.work < 5e9  # most of the activations are gone when the last gradients come
 
 
 def test_only_runs_that_train_the_language_model_have_other_ways() -> None:

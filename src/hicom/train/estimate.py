@@ -139,7 +139,7 @@ def training_memory(
         model_config: of the model that it starts from.
         size: of its largest sample.
         num_processes: devices that train together.
-        is_gpu: whether the optimizer steps as on GPUs, through all parameters of a group at once.
+        is_gpu: whether the optimizer steps as on GPUs, in one kernel.
 
     Raises:
         ValueError: the table of rates or the adapters do not fit the model, or the engine is impossible.
@@ -205,9 +205,8 @@ def memory_of(simulation: Simulation, config: TrainConfig, *, num_processes: int
         total = sum(p.numel() for p in model.parameters())
         weights, gradients, shared = state_parts(engine, total, num_trained, num_processes, bf16=config.bf16)
         states = shared if config.optimizer == "adamw" else states
-    # A step holds the roots of second moments: of a whole group on GPUs, of one tensor on CPUs.
-    sizes = [4 * sum(p.numel() for p in group["params"]) for group in groups]
-    stepping = max(sizes) if is_gpu else max(4 * p.numel() for p in trained)
+    # Where it is not fused, AdamW holds the roots of one tensor's second moments.
+    stepping = 0 if is_gpu else max(4 * p.numel() for p in trained)
     if engine == "ddp" and num_processes > 1:
         gradients *= 2  # they are exchanged in buckets, which are copies
     largest = max(simulation.peak - 4 * num_trained, stepping // (num_processes if engine != "ddp" else 1), 0)
