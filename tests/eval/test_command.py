@@ -7,25 +7,9 @@ from pathlib import Path
 import pytest
 
 import layouts
-import tiny
 from endpoints import serve
-from hicom import cli
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def hicom(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: object) -> tuple[int, str, str]:
-        code = cli.main(["eval", *map(str, args)])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

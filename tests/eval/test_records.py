@@ -11,9 +11,8 @@ import pytest
 
 import layouts
 import media
-import tiny
 from endpoints import serve
-from hicom import VideoChat, cli
+from hicom import VideoChat
 from hicom.endpoint import Endpoint
 from hicom.eval.answers import exact_match, token_f1
 from hicom.eval.benchmarks import TASKS
@@ -70,16 +69,6 @@ def write(path: Path, records: Sequence[Any], with_clips: bool = True) -> Path:
     for name in ("a", "b") if with_clips else ():
         layouts.clip(path.parent / "clips" / f"{name}.mp4", 8 if name == "a" else 12)
     return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def chat(model: Path) -> VideoChat:
-    return VideoChat.from_pretrained(model, device="cpu")
 
 
 @pytest.fixture
@@ -495,15 +484,6 @@ def test_names_must_differ(tmp_path: Path) -> None:
 
 
 # The command.
-
-
-@pytest.fixture
-def hicom(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: object) -> tuple[int, str, str]:
-        code = cli.main(["eval", *map(str, args)])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_the_command_scores_files_beside_benchmarks(hicom: Run, model: Path, file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 import layouts
 import media
-import tiny
 from hicom import VideoChat
 from hicom.eval.benchmarks import TASKS
 from hicom.eval.report import comparison_table, results_page, summary_rows
@@ -21,16 +20,6 @@ from hicom.eval.run import RunOptions, answer_on_devices, answer_samples, choose
 from hicom.eval.samples import BenchmarkError
 
 OPTIONS = RunOptions(num_frames=4, batch_size=2, max_new_tokens=3)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def chat(model: Path) -> VideoChat:
-    return VideoChat.from_pretrained(model, device="cpu")
 
 
 @pytest.fixture

@@ -112,17 +112,22 @@ def test_published_precision_is_counted() -> None:
     assert (mixed.weights, mixed.gradients, mixed.optimizer) == (whole.weights, whole.gradients, whole.optimizer)
 
 
-def test_weights_gradients_and_states_are_those_of_a_real_run() -> None:
+def after_a_step(config: TrainConfig) -> tuple[nn.Module, int]:
+    """Return a model whose optimizer has stepped, and the bytes of the states that it then has."""
     model = tiny.model()
-    config = tuned()
     rules = resolve(model, config.rates)
-    optimizer = make_optimizer(model, rules, optimizer="adamw", weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = make_optimizer(model, rules, optimizer=config.optimizer, weight_decay=0.0, betas=(0.9, 0.99))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    states = sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
-    found = training_memory(config, tiny.config(), SIZE)
+    states = [state for part in getattr(optimizer, "parts", [optimizer]) for state in part.state.values()]
+    return model, sum(t.nbytes for state in states for name, t in state.items() if name != "step")
+
+
+def test_weights_gradients_and_states_are_those_of_a_real_run() -> None:
+    model, states = after_a_step(tuned())
+    found = training_memory(tuned(), tiny.config(), SIZE)
     assert found.weights == sum(p.nbytes for p in model.parameters())
     assert found.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     assert found.optimizer == states
@@ -131,15 +136,8 @@ def test_weights_gradients_and_states_are_those_of_a_real_run() -> None:
 
 def test_muon_has_one_state_for_a_matrix() -> None:
     config = tuned(optimizer="muon")
-    model = tiny.model()
-    rules = resolve(model, config.rates)
-    optimizer = make_optimizer(model, rules, optimizer="muon", weight_decay=0.0, betas=(0.9, 0.99))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    parts = optimizer.parts  # type: ignore[attr-defined]
-    states = sum(t.nbytes for o in parts for s in o.state.values() for name, t in s.items() if name != "step")
+    _, states = after_a_step(config)
+    assert states < after_a_step(tuned())[1]
     assert training_memory(config, tiny.config(), SIZE).optimizer == states
 
 
