@@ -874,6 +874,20 @@ FAULTS = [
         "        break\n",
         "tests/model/test_instruction.py::test_options_by_hand",
     ),
+    Fault(
+        "motion of a video is kept when the weights have changed",
+        "hicom/encoding.py",
+        " or self._moving.state != state",
+        "",
+        "tests/test_encoding.py::test_changed_weights_see_their_own_motion",
+    ),
+    Fault(
+        "motion is added to features that have it",
+        COMPRESSOR,
+        "if self.motion is not None and not has_motion:",
+        "if self.motion is not None:",
+        "tests/model/test_modeling.py::test_motion_added_beforehand_changes_nothing",
+    ),
 ]
 
 

@@ -152,6 +152,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.usefixtures("machine")
+def test_a_further_question_finds_motion_there(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    folder = tiny.save(tmp_path / "model", motion_features=True)
+    argv = ["bench", "--model", folder, "--num-frames", 2, "--columns", "plain", "--repeats", 1, "--json", file]
+    assert cli.main([str(word) for word in [*argv, "--device", "cpu"]]) == 0
+    ours, plain = json.loads(file.read_text())["rows"]
+    seconds = {name: part["seconds"] for name, part in ours["parts"].items()}
+    again = seconds["instruction encoder"] + seconds["compressor, further question"]
+    first = sum(seconds[name] for name in ("decode", "vision encoder", "instruction encoder", "compressor"))
+    assert ours["further_share"] == pytest.approx(again / first)
+    assert "compressor, further question" not in plain["parts"]
+
+
+@pytest.mark.usefixtures("machine")
 def test_a_run_ends_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, file = tiny.save(tmp_path / "model"), tmp_path / "bench.json"
     columns = ["plain", "llava_video"]

@@ -314,6 +314,48 @@ def test_a_damaged_entry_is_made_anew(clip: Path, tmp_path: Path) -> None:
     assert "cache" in chat.encode(clip).timings
 
 
+# Motion features, which no instruction changes
+
+
+def test_motion_is_worked_out_once_a_video(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = make_chat(motion_features=True)
+    motion = chat.model.model.compressor.motion
+    torch.nn.init.normal_(motion.outer.weight)
+    videos = [chat.encode(clip, num_frames=number) for number in (5, 3)]
+    expected = [chat.ask(chat.encode(clip, num_frames=5), QUESTIONS[0], max_new_tokens=4)]
+    expected += chat.ask(chat.encode(clip, num_frames=5), QUESTIONS[1:], max_new_tokens=4)
+    counts: list[list[int]] = []
+    forward = motion.forward
+    monkeypatch.setattr(motion, "forward", lambda *inputs: (counts.append(inputs[2]), forward(*inputs))[1])
+    found = [chat.ask(videos[0], QUESTIONS[0], max_new_tokens=4)]
+    found += chat.ask(videos[0], QUESTIONS[1:], max_new_tokens=4)
+    assert found == expected
+    chat.ask_each([videos[0], videos[1]], QUESTIONS[:2], max_new_tokens=1)
+    assert counts == [[5], [3]]
+    chat.attention(videos[0], QUESTIONS[0])
+    assert len(counts) == 2
+    # What a file keeps, and what is asked with other weights, is without it.
+    assert videos[0].features is not None
+    assert not videos[0].features.has_motion
+
+
+def test_changed_weights_see_their_own_motion(clip: Path) -> None:
+    chat = make_chat(motion_features=True)
+    motion = chat.model.model.compressor.motion
+    torch.nn.init.normal_(motion.outer.weight)
+    video = chat.encode(clip)
+    before = video.features_for(chat.model)
+    with torch.no_grad():
+        motion.outer.bias.add_(1.0)
+    after = video.features_for(chat.model)
+    torch.testing.assert_close(after.values, before.values + 1.0)
+    other = make_chat(motion_features=True).model
+    for parameter in other.model.compressor.motion.outer.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(video.features_for(other).values, video.kept_features.values), "adds nothing"
+    assert video.features_for(make_chat().model) is video.kept_features
+
+
 # Memory
 
 
@@ -331,6 +373,7 @@ def test_too_many_frames_are_refused_before_work_starts(clip: Path, monkeypatch:
         chat.encode(clip, num_frames=20)
     monkeypatch.undo()
     assert chat.encode(clip, num_frames=8).num_frames == 8
+    assert feature_bytes(make_chat(motion_features=True).model) == 2 * per_frame
 
 
 def test_free_memory_is_measured() -> None:

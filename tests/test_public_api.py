@@ -30,7 +30,7 @@ SIGNATURES = {
     ),
     "HybridCompressor.forward": (
         "(values, keys, num_frames, instruction=None, instruction_tokens=None, instruction_mask=None, "
-        "window=None, compression='conditional', return_attention=False, video_index=None)"
+        "window=None, compression='conditional', return_attention=False, video_index=None, has_motion=False)"
     ),
     "HybridCompressor.token_count": "(num_frames, height, width, window=None, compression='conditional')",
     "HybridCompressor.stream": (

@@ -123,9 +123,9 @@ def processor(hicom_config: HIComConfig, **kwargs: Any) -> HIComProcessor:
     return HIComProcessor.from_config(hicom_config, tokenizer(), tokenizer(), **({"num_frames": 4} | kwargs))
 
 
-def save(folder: Path) -> Path:
-    """Save a random model with its processor, and return the folder."""
-    random = model()
+def save(folder: Path, **kwargs: Any) -> Path:
+    """Save a random model with its processor, and return the folder; arguments as those of `model`."""
+    random = model(**kwargs)
     random.save_pretrained(folder)
     processor(random.config).save_pretrained(folder)
     return folder

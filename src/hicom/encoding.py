@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data.cache import Entry, FeatureCache, content_digest
 from .data.domain import summarize
@@ -68,6 +68,7 @@ class EncodedVideo:
     summary: Tensor
     timings: dict[str, float] = field(default_factory=dict)
     tokens: dict[Steering, Tensor] = field(default_factory=dict)
+    _moving: _Moving | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_frames(self) -> int:
@@ -93,6 +94,31 @@ class EncodedVideo:
                 "encode it for these questions, or with keep_features=True"
             )
         return self.features
+
+    @torch.inference_mode()
+    def features_for(self, model: HIComForConditionalGeneration) -> VisionFeatures:
+        """Return the features as a model's compressor takes them; its motion is worked out once for all questions.
+
+        Raises:
+            ValueError: features were not kept.
+        """
+        features = self.kept_features
+        motion = getattr(model.model.compressor, "motion", None)
+        if motion is None:
+            return features
+        # Weights count their changes: a model that trains on finds no features of its former self here.
+        state = tuple(0 if p.is_inference() else p._version for p in motion.parameters())
+        if self._moving is None or self._moving.motion is not motion or self._moving.state != state:
+            self._moving = _Moving(motion, state, model.model.add_motion(features, [self.num_frames]))
+        return self._moving.features
+
+
+class _Moving(NamedTuple):
+    """Features with the motion features of one compressor, and which one in which state."""
+
+    motion: nn.Module
+    state: tuple[int, ...]
+    features: VisionFeatures
 
 
 class LiveVideo:
@@ -424,10 +450,10 @@ def _from_entry(
 
 
 def feature_bytes(model: HIComForConditionalGeneration) -> int:
-    """Return the bytes that the features of one frame take."""
+    """Return the bytes that the features of one frame take, with and without motion where the compressor has it."""
     config = model.config
     width = config.vision_config.hidden_size + (config.instruction_dim if config.is_conditional else 0)
-    return int(config.grid_size**2 * width * model.dtype.itemsize)
+    return int(config.grid_size**2 * width * model.dtype.itemsize) * (2 if config.motion_features else 1)
 
 
 def free_memory(device: torch.device) -> int | None:

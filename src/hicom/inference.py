@@ -440,7 +440,7 @@ class VideoChat:
         """Return the visual tokens for a question together with the attention maps of both branches."""
         text = _instruction([{"role": "user", "content": question}], instruction)
         return self.model.model.compress(
-            video.kept_features,
+            video.features_for(self.model),
             [video.num_frames],
             *instruction_inputs(self.model, self.processor, [text]),
             window=window,
@@ -488,13 +488,15 @@ class VideoChat:
         """Return the tokens of the videos of every pair of videos and instruction, from one call of the compressor."""
         videos = list({id(video): video for row, _ in pairs for video in row}.values())
         place = {id(video): number for number, video in enumerate(videos)}
-        parts = [video.kept_features for video in videos]
+        parts = [video.features_for(self.model) for video in videos]
         keys = [part.keys for part in parts if part.keys is not None]
         # A single video is by far the usual case, and joining it with nothing would copy it.
         features = (
             parts[0]
             if len(parts) == 1
-            else VisionFeatures(torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None)
+            else VisionFeatures(
+                torch.cat([part.values for part in parts]), torch.cat(keys) if keys else None, parts[0].has_motion
+            )
         )
         index = [place[id(video)] for row, _ in pairs for video in row]
         inputs = instruction_inputs(self.model, self.processor, [text for row, text in pairs for _ in row])

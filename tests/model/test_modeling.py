@@ -187,6 +187,29 @@ def test_kept_features_equal_frames() -> None:
     assert torch.equal(model.generate(**kept, max_new_tokens=3), model.generate(**dict(batch(model)), max_new_tokens=3))
 
 
+def test_motion_added_beforehand_changes_nothing() -> None:
+    model = tiny.model(motion_features=True).model
+    torch.nn.init.normal_(model.compressor.motion.outer.weight)
+    inputs = dict(batch(tiny.model()))
+    counts = inputs["video_num_frames"].tolist()
+    features = model.encode_frames(inputs["pixel_values_videos"])
+    ids = inputs["instruction_input_ids"], inputs.get("instruction_attention_mask")
+    moving = model.add_motion(features, counts)
+    assert moving.has_motion
+    assert not torch.allclose(moving.values, features.values)
+    assert model.add_motion(moving, counts) is moving
+    for compression in ("conditional", "unguided"):
+        expected = model.compress(features, counts, *ids, compression=compression).tokens
+        for found, tokens in zip(
+            model.compress(moving, counts, *ids, compression=compression).tokens, expected, strict=True
+        ):
+            assert torch.equal(found, tokens)
+    with pytest.raises(ValueError, match=r"compression='off'.*without motion"):
+        model.compress(moving, counts, compression="off")
+    plain = tiny.model().model
+    assert plain.add_motion(features, counts) is features
+
+
 def test_run_time_window_and_compression_modes() -> None:
     model = tiny.model()
     for options in ({"window": (1, 5, 5)}, {"window": (9, 9, 9)}, {"compression": "off"}, {"compression": "unguided"}):

@@ -47,8 +47,10 @@ USUAL_DISTANCE = 3.0
 PARTS = ("decode", "vision encoder", "instruction encoder", "compressor", "LLM prefill", "decode per token")
 FIRST_TOKEN = PARTS[1:5]
 """Parts between decoded frames and the first token of the answer."""
-BEFORE_LLM, FURTHER = PARTS[:4], PARTS[2:4]
-"""What the first question about a video costs before the LLM, and what of it a further question costs again."""
+BEFORE_LLM = PARTS[:4]
+"""What the first question about a video costs before the LLM."""
+AGAIN = "compressor, further question"
+"""The compressor without motion features, which a video keeps: the part of it that every question costs."""
 
 
 @dataclass
@@ -156,13 +158,12 @@ class Inputs:
 
 
 def call_compressor(
-    compressor: nn.Module, values: Tensor, keys: Tensor, num_frames: list[int], instruction: Tensor
+    compressor: nn.Module, values: Tensor, keys: Tensor, num_frames: list[int], instruction: Tensor, **more: Any
 ) -> tuple[Tensor, ...]:
-    """Return the tokens of a batch of videos from any compressor."""
+    """Return the tokens of a batch of videos from any compressor; `more` are arguments of `HybridCompressor` only."""
     if isinstance(compressor, PlainCompressor | HybridCompressor):
-        more = {}
         if isinstance(compressor, HybridCompressor) and compressor.needs_instruction_tokens:
-            more = {"instruction_tokens": instruction[:, None]}
+            more["instruction_tokens"] = instruction[:, None]
         return compressor(values, keys, num_frames, instruction, **more).tokens
     return compressor(values, None, num_frames).tokens
 
@@ -220,6 +221,8 @@ class Bench:
         text = self.measure({"": self.instruction()})[""] if has_text else None
         say(f"{num_frames} frames: compressor")
         compressed = self.measure({column: self.compressor(column, num_frames) for column in columns})
+        moving = [c for c in columns if getattr(self.subject.compressors[c], "motion", None) is not None]
+        again = self.measure({column: self.compressor(column, num_frames, AGAIN) for column in moving})
         self.inputs.features.clear()
         say(f"{num_frames} frames: LLM")
         lengths = sorted({count + PROMPT_TOKENS for count in tokens.values()})
@@ -242,12 +245,15 @@ class Bench:
                 "LLM prefill": prefill[length],
                 "decode per token": step[length],
             }
+            if column in moving:
+                found[AGAIN] = again[column]
+            repeated = ("instruction encoder", AGAIN if column in moving else "compressor")
             yield {
                 "num_frames": num_frames,
                 "column": column,
                 "num_visual_tokens": tokens[column],
                 "parts": {name: dataclasses.asdict(part) for name, part in found.items()},
-                "further_share": _sum_s(found, FURTHER) / _sum_s(found, BEFORE_LLM),
+                "further_share": _sum_s(found, repeated) / _sum_s(found, BEFORE_LLM),
                 "first_token_s": _sum_s(found, FIRST_TOKEN),
                 "peak_bytes": max(found[name].extra_bytes for name in FIRST_TOKEN if name in found),
             }
@@ -310,14 +316,15 @@ class Bench:
         further = None if self.subject.is_whole else layer
         return Part(1, "instructions", prepare, lambda size: cost, text.num_hidden_layers, further)
 
-    def compressor(self, column: str, num_frames: int) -> Part:
-        """Return a compressor over one video."""
+    def compressor(self, column: str, num_frames: int, part: str = "compressor") -> Part:
+        """Return a compressor over one video, or (part `AGAIN`) over one that has its motion features already."""
         module = self.subject.compressors[column]
         instruction = self.inputs.random(1, self.config.instruction_dim)
 
         def prepare(size: int) -> Callable[[], object]:
             values, keys = self.inputs.video(size)
-            return lambda: call_compressor(module, values, keys, [size], instruction)
+            more = {"has_motion": True} if part == AGAIN else {}
+            return lambda: call_compressor(module, values, keys, [size], instruction, **more)
 
         return Part(
             num_frames, "frames", prepare, lambda size: compressor_cost(self.config, column, size, self.itemsize)

@@ -711,6 +711,7 @@ class HybridCompressor(nn.Module):
         compression: Compression = "conditional",
         return_attention: bool = False,
         video_index: Sequence[int] | None = None,
+        has_motion: bool = False,
     ) -> CompressorOutput:
         """Compress a batch of videos.
 
@@ -727,19 +728,22 @@ class HybridCompressor(nn.Module):
             video_index: numbers of the videos that V results are of, where several instructions are about one video;
                 `num_frames` then counts videos, and what does not depend on the instruction is done once for each.
                 None: one result a video, in order.
+            has_motion: whether values and keys come from this compressor's `motion` and need not go through it again.
 
         Raises:
-            ValueError: shapes or counts disagree, or the instruction is missing.
+            ValueError: shapes or counts disagree, the instruction is missing, or compression is off and has motion.
         """
         num_frames = [int(frames) for frames in num_frames]
         self.check_inputs(values, keys, num_frames, instruction, instruction_tokens, instruction_mask, video_index)
         window = self.resolve_window(window, compression)
         if compression == "off":
             assert self.local is not None
+            if has_motion:
+                raise ValueError("compression='off' passes on features as they are; pass them without motion")
             found = [x.flatten(0, 2) for x in self.local.readout(values).split(num_frames)]
             return CompressorOutput(tuple(found if video_index is None else (found[video] for video in video_index)))
         guide = Instruction(instruction, instruction_tokens, instruction_mask)
-        if self.motion is not None:
+        if self.motion is not None and not has_motion:
             values, keys = self.motion(values, keys, num_frames)
         if video_index is not None:
             values = repeat_videos(values, num_frames, video_index)

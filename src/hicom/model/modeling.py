@@ -92,10 +92,12 @@ class VisionFeatures:
     Attributes:
         values: `float[F, h, w, D]`, the hidden state that becomes visual tokens.
         keys: `float[F, h, w, K]`, the same patches in the text space of the dual encoder; None without a need.
+        has_motion: whether a compressor's motion features are part of them (`VisualParts.add_motion`).
     """
 
     values: Tensor
     keys: Tensor | None
+    has_motion: bool = False
 
 
 class HIComPreTrainedModel(PreTrainedModel):
@@ -329,6 +331,21 @@ class VisualParts:
             tokens = (encoder.text_projection if is_clip else encoder.head)(output.last_hidden_state)
         return (output.text_embeds if is_clip else output.pooler_output), tokens
 
+    def add_motion(self, features: VisionFeatures, num_frames: Sequence[int]) -> VisionFeatures:
+        """Return features with this compressor's motion features, which no instruction changes; others as they are.
+
+        `compress` does so itself; whoever asks about the same videos again saves it most of its work.
+
+        Args:
+            features: of all frames, one video after the other.
+            num_frames: frames of every video.
+        """
+        motion = getattr(self.compressor, "motion", None)
+        if motion is None or features.has_motion:
+            return features
+        values, keys = motion(features.values, features.keys, num_frames)
+        return VisionFeatures(values, keys, has_motion=True)
+
     def compress(
         self,
         features: VisionFeatures,
@@ -387,6 +404,7 @@ class VisualParts:
             compression=compression,
             return_attention=return_attention,
             video_index=video_index,
+            has_motion=features.has_motion,
         )
 
     def get_video_features(

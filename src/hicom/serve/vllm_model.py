@@ -329,7 +329,7 @@ class HIComForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
         """Return the features of a video, kept from an earlier question where they are."""
         features = self._features.pop(key, None)
         if features is None:
-            features = self.visual.encode_frames(pixels)
+            features = self.visual.add_motion(self.visual.encode_frames(pixels), [len(pixels)])
             self.num_encoded += 1
         self._features[key] = features
         while len(self._features) > 1 and sum(map(_num_bytes, self._features.values())) > FEATURE_BYTES:
