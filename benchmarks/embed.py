@@ -66,7 +66,7 @@ Dual encoder: {steps} steps in {tower_minutes:.0f} minutes (CPU threads: {thread
 
 {metrics}
 
-Language model: {reader_steps} steps of {reader_batch} stories, about fourteen questions each, in {reader_minutes:.0f}
+Language model: {reader_steps} steps of {reader_batch} stories with all their questions, in {reader_minutes:.0f}
 minutes (CPU threads: {reader_threads}). Right answers about unseen stories, mean over families: {open:.2f} to open
 questions, {choice:.2f} to questions with options.
 

@@ -399,6 +399,27 @@ FAULTS = [
         "tests/world/test_reader.py::test_questions_of_a_row_are_asked_as_if_alone",
     ),
     Fault(
+        "a head that looks back looks ahead",
+        READER,
+        "-(turn * distance).sin()",
+        "(turn * distance).sin()",
+        "tests/world/test_reader.py::test_first_heads_look_back",
+    ),
+    Fault(
+        "a head that looks for the same word looks in the fast pairs",
+        READER,
+        "slow, fast, dim = turn < 0.01, turn > 0.1",
+        "slow, fast, dim = turn > 0.01, turn > 0.1",
+        "tests/world/test_reader.py::test_last_heads_find_a_word_again",
+    ),
+    Fault(
+        "drills also ask which option comes next",
+        READER,
+        '[question.form != "drill"] * len(answer)',
+        "[True] * len(answer)",
+        "tests/world/test_reader.py::test_drills_ask_for_letters_alone",
+    ),
+    Fault(
         "Muon takes the output matrix of the language model",
         OPTIM,
         "isinstance(m, nn.Linear) and m is not head",

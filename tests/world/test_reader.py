@@ -11,7 +11,19 @@ from transformers import AutoModelForCausalLM
 from hicom.model.assemble import read_language_model
 from hicom.model.processing import CHAT_TEMPLATE
 from hicom.world.questions import LETTERS, NOUNS, plural
-from hicom.world.reader import ReaderConfig, evaluate, loss_of, make_batch, new_reader, read, story_and_questions, train
+from hicom.world.reader import (
+    ReaderConfig,
+    evaluate,
+    lesson,
+    look_back,
+    look_for_same,
+    loss_of,
+    make_batch,
+    new_reader,
+    read,
+    story_and_questions,
+    train,
+)
 
 CONFIG = ReaderConfig(steps=6, batch=2, warmup=2, hidden_size=32, intermediate_size=64, num_layers=2)
 
@@ -44,6 +56,82 @@ def test_stories_are_the_same_on_every_machine_and_hold_the_answers():
                 number = len(parts) if copies is None else sum(copies in words for words in parts)
                 assert question.answer == ("one", "two", "three", "four")[number - 1], question
     assert {"presence", "colour", "position", "direction", "count", "which", "order", "neighbour"} <= families
+
+
+def test_lessons_ask_more_of_what_is_rare():
+    """The same on every machine; forms in the numbers asked for; comparisons several times; no question twice."""
+    told = [lesson(0, index, CONFIG) for index in range(40)]
+    assert told == [lesson(0, index, CONFIG) for index in range(40)]
+    assert told != [lesson(1, index, CONFIG) for index in range(40)]
+    befores = []
+    for text, questions in told:
+        forms = [question.form for question in questions]
+        assert [forms.count(form) for form in ("choice", "stated", "drill")] == [3, 1, 2]
+        asked = [question.text for question in questions if question.form == "open"][:-1]
+        assert len(set(asked)) == len(asked), text
+        befores.append(sum(question.family == "before" for question in questions if question.form == "open"))
+    assert max(befores) == 7
+    assert befores.count(0) > 20, "only where things come one after the other"
+
+
+def test_drills_ask_for_letters_alone():
+    _, tokenizer = new_reader(CONFIG)
+    for index in range(20):
+        _, questions = lesson(0, index, CONFIG)
+        for drill in (question for question in questions if question.form == "drill"):
+            letters = {line.partition(") ")[2]: line[1] for line in drill.text.split("\n")}
+            options, said = drill.answer.split("\n")[::2], drill.answer.split("\n")[1::2]
+            assert sorted(options) == sorted(letters)
+            assert said == [letters[option] for option in options]
+            batch = make_batch(tokenizer, [("", [drill])])
+            found = tokenizer.convert_ids_to_tokens(batch.ids[batch.answers])
+            assert found == [letter.lower() for letter in said]
+
+
+@pytest.fixture
+def attentive():
+    """A model of the usual sizes and random words; returns its attention maps, `float[layers, heads, L, L]`."""
+    config = ReaderConfig(seed=3)
+    model, tokenizer = new_reader(config)
+    model.set_attn_implementation("eager")
+    ids = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(0))[:60][None]
+
+    def attend(ids: torch.Tensor = ids) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack(model.model(ids, output_attentions=True).attentions)[:, 0]
+
+    return model, ids, attend
+
+
+def test_first_heads_look_back(attentive):
+    model, _, attend = attentive
+    maps = attend()[0]
+    for head in range(2):
+        assert maps[head].diagonal(-(head + 1))[8:].min() > 0.5, head
+    look_back(model.model.layers[0].self_attn, 1, 5)
+    assert attend()[0, 1].diagonal(-5)[8:].min() > 0.5
+
+
+def test_last_heads_find_a_word_again(attentive):
+    model, ids, attend = attentive
+    for place in (20, 40, 58):
+        again = ids.clone()
+        again[0, place] = ids[0, 7]
+        before, after = attend()[0, -1, place], attend(again)[0, -1, place]
+        assert after.argmax() == 7, place
+        assert after[7] > 0.3 > 10 * before[7]
+        assert after[7] > 3 * after[place], "itself"
+    look_for_same(model.model.layers[0].self_attn, 2)
+    assert attend(again)[0, 2, 58].argmax() == 7
+
+
+def test_a_word_starts_as_one_with_and_without_a_space():
+    model, tokenizer = new_reader(CONFIG)
+    embedding = model.get_input_embeddings().weight
+    (plain,), (spaced,) = (tokenizer(text).input_ids for text in ("dog", " dog"))
+    assert plain != spaced
+    assert torch.equal(embedding[plain], embedding[spaced])
+    assert not torch.equal(embedding[plain], embedding[tokenizer("cat").input_ids[0]])
 
 
 def test_questions_of_a_row_are_asked_as_if_alone():

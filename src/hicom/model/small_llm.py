@@ -27,6 +27,7 @@ def small_llm_config(
     intermediate_size: int = 256,
     num_layers: int = 4,
     num_heads: int = 4,
+    rope_theta: float = 1e4,
 ) -> Qwen2Config:
     """Return the configuration of a small Qwen2 for a tokenizer.
 
@@ -36,6 +37,7 @@ def small_llm_config(
         intermediate_size: width inside the MLPs.
         num_layers: layers.
         num_heads: attention heads.
+        rope_theta: base of the rotary position embedding.
     """
     return Qwen2Config(
         vocab_size=len(tokenizer),
@@ -45,6 +47,7 @@ def small_llm_config(
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
         max_position_embeddings=MAX_LENGTH,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=True,
         # Large models' 0.02 leaves attention flat at this width, and heads that look words up take ages to form.
         initializer_range=hidden_size**-0.5,

@@ -96,7 +96,7 @@ class ReaderSize:
         num_heads: attention heads.
     """
 
-    steps: int = 2200
+    steps: int = 3000
     hidden_size: int = 128
     intermediate_size: int = 256
     num_layers: int = 4

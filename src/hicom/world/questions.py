@@ -45,7 +45,7 @@ class Question:
         informed_chance: the same for one who knows the objects of the clip; None: as `chance`.
         subject: noun of the one object that the question names.
         form: `open`; `choice` where the text lists options and the answer is a letter; `stated` where it does so
-            after the right option itself (text for the reader only).
+            after the right option itself, `drill` where it only lists them (both are texts for the reader only).
     """
 
     family: str
