@@ -125,6 +125,11 @@ def test_last_heads_find_a_word_again(attentive):
     assert attend(again)[0, 2, 58].argmax() == 7
 
 
+def test_heads_may_start_at_random():
+    random, _ = new_reader(dataclasses.replace(CONFIG, start_heads=False))
+    assert not any(p.any() for name, p in random.named_parameters() if name.endswith("k_proj.bias"))
+
+
 def test_a_word_starts_as_one_with_and_without_a_space():
     model, tokenizer = new_reader(CONFIG)
     embedding = model.get_input_embeddings().weight

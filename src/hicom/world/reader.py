@@ -61,6 +61,7 @@ class ReaderConfig(StepsConfig):
         intermediate_size: width inside its MLPs.
         num_layers: its layers.
         num_heads: its attention heads.
+        start_heads: whether some heads start as what reading needs (`start_heads`); else all are random.
     """
 
     steps: int = 3000
@@ -76,6 +77,7 @@ class ReaderConfig(StepsConfig):
     intermediate_size: int = 256
     num_layers: int = 4
     num_heads: int = 4
+    start_heads: bool = True
 
 
 def tell(scene: Scene, item: SceneObject) -> str:
@@ -285,7 +287,8 @@ def new_reader(config: ReaderConfig) -> tuple[Qwen2ForCausalLM, PreTrainedTokeni
     )
     model = Qwen2ForCausalLM(llm)
     start_words(model, tokenizer)
-    start_heads(model)
+    if config.start_heads:
+        start_heads(model)
     return model, tokenizer
 
 
