@@ -134,6 +134,21 @@ def test_every_table_has_its_rows_and_every_row_a_table(ablations: ModuleType, p
     assert len(set(digests)) == len(digests), "two rows or seeds are the same run"
 
 
+def test_slower_injections_differ_in_their_rate_in_stage_2_alone(ablations: ModuleType, place: Any) -> None:
+    usual, slow = (smoke(ablations, row, place).stages for row in ("hicom", "hicom_slow"))
+    assert usual[0].digest == slow[0].digest, "stage 1 is shared"
+    assert [stage.config.stage == other.config.stage for stage, other in zip(usual, slow, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+    rates = {
+        pattern: (a, b)
+        for (pattern, a), (_, b) in zip(usual[1].config.stage.trainable, slow[1].config.stage.trainable, strict=True)
+    }
+    assert {pattern: a / b for pattern, (a, b) in rates.items() if a != b} == {ablations.INJECTION: 10.0}
+
+
 def test_a_run_has_the_same_name_wherever_everything_lies(ablations: ModuleType, place: Any, tmp_path: Path) -> None:
     """Answers in the repository are found again on another machine, and those of another world are not."""
 
