@@ -687,11 +687,8 @@ class Job:
             ("align", plain, place.records("align"), protocol.align, protocol.align_batch, 0.0)
         ]
         if row.pretrain is not None:
-            stage = pretrain(protocol.pretrain_rate, windows=row.windows)
-            if row.injection_factor != 10.0:
-                slower = (INJECTION, row.injection_factor * protocol.pretrain_rate)
-                rates = tuple(slower if rate[0] == INJECTION else rate for rate in stage.trainable)
-                stage = dataclasses.replace(stage, trainable=rates)
+            injection = row.injection_factor * protocol.pretrain_rate
+            stage = pretrain(protocol.pretrain_rate, injection_rate=injection, windows=row.windows)
             file = place.records("pretrain") if row.pretrain == "descriptions" else str(place.questions)
             steps.append(("pretrain", stage, file, protocol.pretrain, protocol.batch, 0.0))
         stage = tune(protocol.tune_rate, injection_rate=protocol.injection_rate, windows=row.windows)

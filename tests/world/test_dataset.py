@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from hicom.world.dataset import FILES, HELD_OUT_FILES, World, make_dataset, masks, records, truth
+from hicom.world.dataset import World, files_of, make_dataset, masks, records, truth
 from hicom.world.questions import FAMILIES
 from hicom.world.render import render
 from hicom.world.scenes import SPLITS, WorldConfig, split_config
@@ -58,7 +58,7 @@ def test_clips_are_h264_and_show_the_scene(written):
 def test_records_point_at_clips_and_tell_the_answer(written):
     ids = []
     for split in SPLITS:
-        files = [name for name in FILES if split != "train" or name not in HELD_OUT_FILES]
+        files = files_of(split)
         assert {path.stem for path in (written / split).glob("*.jsonl")} == {*files, "truth", "masks"}
         for name in files:
             rows = read(written / split / f"{name}.jsonl")
@@ -73,13 +73,19 @@ def test_records_point_at_clips_and_tell_the_answer(written):
                 assert human["from"] == "human"
                 assert human["value"].startswith("<video>\n")
                 assert gpt == {"from": "gpt", "value": row["answer"]}
-                assert (row["chance"] is not None) == (name in ("tune", "choice", "wording"))
+                assert (row["chance"] is not None) == (name not in ("align", "pretrain"))
                 assert row["form"] == "choice" or name != "choice"
                 assert row["chance"] is None or row["family"] in FAMILIES
         for name, facts in (("truth", truth), ("masks", masks)):
             expected = [facts(WORLD, split, i) for i in range(COUNTS[split])]
             assert read(written / split / f"{name}.jsonl") == json.loads(json.dumps(expected))
     assert len(ids) == len(set(ids))
+
+
+def test_training_and_held_out_splits_have_files_of_their_own():
+    assert files_of("train") == ["align", "pretrain", "tune", "compare"]
+    for split in SPLITS[1:]:
+        assert files_of(split) == ["align", "pretrain", "tune", "choice", "wording"]
 
 
 def test_a_finished_data_set_says_what_it_is_and_is_left_alone(written):
@@ -93,7 +99,15 @@ def test_a_finished_data_set_says_what_it_is_and_is_left_alone(written):
 
 
 @pytest.mark.parametrize(
-    "lost", ["val/videos/000001.mp4", "train/tune.jsonl", "test/choice.jsonl", "test_long/truth.jsonl", "world.json"]
+    "lost",
+    [
+        "val/videos/000001.mp4",
+        "train/tune.jsonl",
+        "train/compare.jsonl",
+        "test/choice.jsonl",
+        "test_long/truth.jsonl",
+        "world.json",
+    ],
 )
 def test_a_lost_file_is_noticed_and_restored(written, lost):
     before = contents(written)

@@ -19,7 +19,7 @@ from hicom.world.scenes import (
     WorldConfig,
     generator,
 )
-from hicom.world.templates import HELD_OUT_TEMPLATES, PREDICATES, TEMPLATES
+from hicom.world.templates import COMPARING, HELD_OUT_TEMPLATES, PREDICATES, TEMPLATES
 from hicom.world.tokenizer import TEXT_LENGTH, build_tokenizer
 
 NUM_TRAIN, NUM_TEST = 3000, 1000
@@ -166,8 +166,8 @@ UNCLEAR = object()
 def meanings():
     """What every text of the world asks: text -> (key, first noun, second noun, predicate)."""
     found = {}
-    for key in TEMPLATES:
-        for template in (*TEMPLATES[key], *HELD_OUT_TEMPLATES.get(key, ())):
+    for key in (*TEMPLATES, *COMPARING):
+        for template in (*TEMPLATES.get(key, ()), *HELD_OUT_TEMPLATES.get(key, ()), *COMPARING.get(key, ())):
             for x in NOUNS if any(part in template for part in ("{x}", "{a}", "{n}")) else ("",):
                 for y in NOUNS if "{y}" in template else ("",):
                     if x and x == y:
@@ -251,6 +251,9 @@ def right_answers(facts, key, x, y, p):
         (one,), (other,) = called, [thing for thing in things if thing.noun == y]
         assert one.first != other.first
         return {"yes" if (one.first < other.first) == (key == "before") else "no"}
+    if key in COMPARING:
+        moment = (min if key == "first_of" else max)(thing.first for thing in things if thing.noun in (x, y))
+        return {thing.noun for thing in things if thing.first == moment}
     if key == "count":
         return {NUMBERS[len(things) - 1]}
     if key == "count_noun":
@@ -453,3 +456,37 @@ def test_chosen_families_alone_are_asked():
 def test_impossible_worlds_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         World(**values)
+
+
+def test_comparisons_are_true_and_name_every_two_objects_in_both_orders(meanings):
+    asked = 0
+    for index in range(60):
+        facts, found = truth(EXACT, "train", index), ask(EXACT, "train", index, "compare")
+        asked += len(found)
+        pairs = Counter()
+        for question in found:
+            key, x, y, p = meanings[question.text]
+            assert right_answers(facts, key, x, y, p) == {question.answer}, (index, question)
+            assert question.answer in question.options
+            pairs[(x, y) if question.family == "before" else frozenset((x, y))] += 1
+        if facts["kind"] == "sequence":
+            named = [noun for noun, n in Counter(item["noun"] for item in facts["objects"]).items() if n == 1]
+            n, rounds = len(named), 2
+            assert len(pairs) == n * (n - 1) + n * (n - 1) // 2
+            assert set(pairs.values()) == {rounds}
+        else:
+            assert not found
+    assert asked > 50, "no clip in which something can be compared"
+
+
+def test_the_words_of_a_comparison_say_nothing():
+    """The first noun is as often the answer as the second, and yes as often as no."""
+    world, hits = OneScene(), defaultdict(list)
+    for index in range(NUM_TRAIN):
+        for question in ask(world, "train", index, "compare"):
+            # Of two nouns, the options are in the order of the text.
+            hits[question.family].append(question.answer == question.options[0])
+    for family in ("before", "order"):
+        share, n = np.mean(hits[family]), len(hits[family])
+        # Questions about one clip depend on each other: four standard errors of a third of them.
+        assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(n / 3), (family, share, n)

@@ -24,9 +24,12 @@ def align_unguided(rate: float = 1e-3) -> StageConfig:
     return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 0.0), (COMPRESSOR, rate)), compression="unguided")
 
 
-def pretrain(rate: float = 1e-4, *, windows: tuple[Window, ...] = ()) -> StageConfig:
+def pretrain(
+    rate: float = 1e-4, *, injection_rate: float | None = None, windows: tuple[Window, ...] = ()
+) -> StageConfig:
     """Stage 2: the compressor learns from instructions and descriptions, the injections at ten times the rate."""
-    return StageConfig(trainable=((IDLE, 0.0), (INJECTION, 10 * rate), (COMPRESSOR, rate)), windows=windows)
+    injection = 10 * rate if injection_rate is None else injection_rate
+    return StageConfig(trainable=((IDLE, 0.0), (INJECTION, injection), (COMPRESSOR, rate)), windows=windows)
 
 
 def tune(rate: float = 1e-5, *, injection_rate: float | None = None, windows: tuple[Window, ...] = ()) -> StageConfig:

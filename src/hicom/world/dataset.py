@@ -5,6 +5,7 @@
     dst/{split}/align.jsonl         captions                     {id, video, conversations, family, answer, split, ...}
     dst/{split}/pretrain.jsonl      instructions and descriptions
     dst/{split}/tune.jsonl          questions; open ones in held-out splits (the benchmark), some with options in train
+    dst/{split}/compare.jsonl       train: every two objects that appear at different times, compared
     dst/{split}/choice.jsonl        held-out splits: the same questions with options
     dst/{split}/wording.jsonl       held-out splits: questions in wordings that training never uses
     dst/{split}/truth.jsonl         objects, boxes, ways and events of every clip
@@ -44,8 +45,10 @@ from hicom.world.scenes import (
 from hicom.world.templates import HELD_OUT_TEMPLATES, TEMPLATES
 
 CHUNK = 25
-FILES = ("align", "pretrain", "tune", "choice", "wording")
-HELD_OUT_FILES = ("choice", "wording")
+FILES = ("align", "pretrain", "tune", "choice", "wording", "compare")
+"""What is written of a split; the place of a name decides what it draws, so new ones come last."""
+HELD_OUT_FILES, TRAINING_FILES = ("choice", "wording"), ("compare",)
+"""Those of held-out splits only, and of training only."""
 CHOICE_SHARE = 0.25
 """Share of the training questions that list options."""
 ROUNDS = 2
@@ -156,6 +159,8 @@ def ask(world: World, split: str, index: int, file: str) -> list[Question]:
             found += asker.captions()
         elif file == "pretrain":
             found += asker.descriptions()
+        elif file == "compare":
+            found += [question for question in asker.comparisons() if question.family in world.families]
         else:
             asked = asker.questions()
             for _ in range(EXTRA_ROUNDS if split == "train" else 0):
@@ -307,8 +312,14 @@ def make_dataset(
     return dst
 
 
+def files_of(split: str) -> list[str]:
+    """Those of `FILES` that a split has."""
+    others = HELD_OUT_FILES if split == "train" else TRAINING_FILES
+    return [file for file in FILES if file not in others]
+
+
 def _tables(dst: Path, settings: Mapping[str, Any]) -> list[Path]:
     """The JSONL files of a data set."""
-    names = {s: [f for f in FILES if s != "train" or f not in HELD_OUT_FILES] for s in settings["num_clips"]}
+    names = {split: files_of(split) for split in settings["num_clips"]}
     extra = ["truth", *(["masks"] if settings["masks"] else [])]
     return [dst / split / f"{name}.jsonl" for split in names for name in (*names[split], *extra)]

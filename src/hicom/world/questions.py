@@ -1,6 +1,7 @@
 """Questions, captions and descriptions about scenes, with answers balanced so that the words alone say nothing."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -8,7 +9,7 @@ from typing import TypeVar
 from numpy.random import Generator
 
 from hicom.world.scenes import COLORS, DIRECTIONS, MARK_COLORS, NOUNS, SHAPE_SHARE, SHAPES, WAYS, Scene, SceneObject
-from hicom.world.templates import HELD_OUT_TEMPLATES, NAMING, PHRASES, PREDICATES, TEMPLATES
+from hicom.world.templates import COMPARING, HELD_OUT_TEMPLATES, NAMING, PHRASES, PREDICATES, TEMPLATES
 
 T = TypeVar("T")
 
@@ -325,6 +326,27 @@ class Asker:
         """One question of every family that the scene allows."""
         found = [getattr(self, family)() for family in FAMILIES]
         return [question for question in found if question]
+
+    def comparisons(self) -> list[Question]:
+        """Every two objects that appear at different times, compared in both orders (training only).
+
+        A clip of three gives six questions with yes and no, where `before` draws one, and three for a noun.
+        """
+        if self.scene.kind != "sequence":
+            return []
+        found = []
+        for x, y in itertools.permutations(self.named, 2):
+            key = self.pick(("before", "after"))
+            answer = "yes" if (x.enter < y.enter) == (key == "before") else "no"
+            found.append(Question("before", self.word(key, x.noun, y.noun), answer, ("yes", "no"), 0.5))
+        for pair in itertools.combinations(self.named, 2):
+            first, last = sorted(pair, key=lambda item: item.enter)
+            x, y = (first, last) if self.rng.random() < 0.5 else (last, first)
+            key = self.pick(tuple(COMPARING))
+            text = fill(self.pick(COMPARING[key]), x.noun, y.noun)
+            answer = (first if key == "first_of" else last).noun
+            found.append(Question("order", text, answer, (x.noun, y.noun), 0.5))
+        return found
 
     def captions(self) -> list[Question]:
         """One caption of the whole scene (stage `align`)."""

@@ -302,6 +302,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+COMPARING: dict[str, tuple[str, ...]] = {
+    "first_of": (
+        "Which appears first, the {x} or the {y}?",
+        "What comes first, the {x} or the {y}?",
+        "The {x} or the {y}: which shows up first?",
+        "Which of the two is there first, the {x} or the {y}?",
+    ),
+    "last_of": (
+        "Which appears last, the {x} or the {y}?",
+        "What comes last, the {x} or the {y}?",
+        "The {x} or the {y}: which shows up last?",
+        "Which of the two is there last, the {x} or the {y}?",
+    ),
+}
+"""Wordings that only training asks (`Asker.comparisons`); the tokenizer is not trained on them, so it is as it was."""
+
 HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
     "presence": ("Have you seen {a} anywhere?", "Would you say that {a} is in this video?"),
     "colour": ("The {x} is of what colour?", "Please say which color the {x} is."),
