@@ -8,6 +8,7 @@ measured results, the runs and their curves into `docs/hicom-tiny.md` and the mo
 `src/hicom/assets/hicom-tiny-start/`: what the three stages and the ablations start from.
 """
 
+import dataclasses
 import json
 import shutil
 from math import prod
@@ -62,9 +63,7 @@ model that has read of scenes told in words, in half precision. The compressor b
 mean nothing. With it, stages and ablations run without the hour that made it: `hicom train tiny-align --parts.towers
 hicom-tiny-start --parts.language-model hicom-tiny-start`. How it was made: `docs/training.md`.
 
-Dual encoder: {steps} steps in {tower_minutes:.0f} minutes (CPU threads: {threads}); on decoded validation clips:
-
-{metrics}
+{towers}
 
 Language model: {reader_steps} steps of {reader_batch} stories with all their questions, in {reader_minutes:.0f}
 minutes (CPU threads: {reader_threads}). Right answers about unseen stories, mean over families: {open:.2f} to open
@@ -141,28 +140,39 @@ def put_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{start}\n{text}\n\n{end}{tail}", "utf-8")
 
 
-def embed_start(root: str = "runs") -> None:
+def towers_text(run: dict[str, Any]) -> str:
+    """Return how the dual encoder learned and what it can do, from its `run.json`."""
+    rows = ["| measure | value | n |", "|---|---|---|"]
+    for name, value in run["metrics"].items():
+        if name not in COUNTS.values():
+            rows.append(f"| {name} | {value:.3f} | {run['metrics'].get(COUNTS.get(name, ''), '')} |")
+    minutes = f"{run['config']['steps']} steps in {run['seconds'] / 60:.0f} minutes (CPU threads: {run['threads']})"
+    return "\n".join([f"Dual encoder: {minutes}; on decoded validation clips:", "", *rows])
+
+
+def embed_start(root: str = "runs", *, keep_towers: bool = False) -> None:
     """Put towers and language model together and write them in half precision, with a card.
 
     Args:
         root: folder of the towers and of the language model that reads.
+        keep_towers: keep the towers that are embedded already; only the language model is new.
     """
-    model, processor = assemble(tiny_parts(root))
     target = ASSETS / "hicom-tiny-start"
-    shutil.rmtree(target, ignore_errors=True)
+    parts = tiny_parts(root)
+    if keep_towers:
+        _, _, card = (target / "README.md").read_text("utf-8").partition("\nDual encoder:")
+        towers = "Dual encoder:" + card.partition("\n\nLanguage model:")[0]
+        parts = dataclasses.replace(parts, towers=str(target))
+    else:
+        towers = towers_text(json.loads((Path(root) / "towers" / "run.json").read_text("utf-8")))
+    torch.manual_seed(0)  # of the untrained compressor
+    model, processor = assemble(parts)
+    reader = json.loads((Path(root) / "reader" / "run.json").read_text("utf-8"))
+    shutil.rmtree(target)
     model.to(torch.float16).save_pretrained(target)
     processor.save_pretrained(target)
-    towers = json.loads((Path(root) / "towers" / "run.json").read_text("utf-8"))
-    reader = json.loads((Path(root) / "reader" / "run.json").read_text("utf-8"))
-    rows = ["| measure | value | n |", "|---|---|---|"]
-    for name, value in towers["metrics"].items():
-        if name not in COUNTS.values():
-            rows.append(f"| {name} | {value:.3f} | {towers['metrics'].get(COUNTS.get(name, ''), '')} |")
     card = START_CARD.format(
-        steps=towers["config"]["steps"],
-        tower_minutes=towers["seconds"] / 60,
-        threads=towers["threads"],
-        metrics="\n".join(rows),
+        towers=towers,
         reader_steps=reader["config"]["steps"],
         reader_batch=reader["config"]["batch"],
         reader_minutes=reader["seconds"] / 60,
