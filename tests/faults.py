@@ -784,10 +784,24 @@ FAULTS = [
         "tests/model/test_assemble.py::test_answers_end_where_the_language_models_did",
     ),
     Fault(
+        "a comparison of two objects names the one that came last where the first is asked for",
+        QUESTIONS,
+        'answer = (first if key == "first_of" else last).noun',
+        "answer = last.noun",
+        "tests/world/test_questions.py::test_comparisons_are_true_and_name_every_two_objects_in_both_orders",
+    ),
+    Fault(
+        "the object that comes first is named first in every comparison",
+        QUESTIONS,
+        "x, y = (first, last) if self.rng.random() < 0.5 else (last, first)",
+        "x, y = first, last",
+        "tests/world/test_questions.py::test_the_words_of_a_comparison_say_nothing",
+    ),
+    Fault(
         "recipes: in stage pretrain the injections learn no faster than the rest",
         "hicom/recipes/stages.py",
-        "(INJECTION, 10 * rate)",
-        "(INJECTION, rate)",
+        "injection = 10 * rate if",
+        "injection = rate if",
         "tests/test_recipes.py::test_every_parameter_has_the_rate_of_the_paper",
     ),
     Fault(
