@@ -5,7 +5,7 @@
 measured results, the runs and their curves into `docs/hicom-tiny.md` and the model card.
 
 `python benchmarks/embed.py start` puts towers and language model, before anything was compressed, into
-`src/hicom/assets/hicom-tiny-start/`: what the three stages and the ablations start from.
+`src/hicom/assets/hicom-tiny-start/`: what the three stages start from.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ library_name: transformers
 
 What the three stages of `hicom-tiny` start from: a dual encoder that names what single frames show, and a language
 model that has read of scenes told in words, in half precision. The compressor between them is untrained, so its answers
-mean nothing. With it, stages and ablations run without the hour that made it: `hicom train tiny-align --parts.towers
+mean nothing. With it, the stages run without the hour that made it: `hicom train tiny-align --parts.towers
 hicom-tiny-start --parts.language-model hicom-tiny-start`. How it was made: `docs/training.md`.
 
 {towers}
@@ -168,7 +168,7 @@ def embed_start(root: str = "runs", *, keep_towers: bool = False) -> None:
     torch.manual_seed(0)  # of the untrained compressor
     model, processor = assemble(parts)
     reader = json.loads((Path(root) / "reader" / "run.json").read_text("utf-8"))
-    shutil.rmtree(target)
+    shutil.rmtree(target, ignore_errors=True)
     model.to(torch.float16).save_pretrained(target)
     processor.save_pretrained(target)
     card = START_CARD.format(

@@ -220,9 +220,7 @@ class Asker:
             return None
         x = self.pick(self.named)
         y = self.pick([item for item in self.named if abs(item.enter - x.enter) > 1e-9])
-        key = self.pick(("before", "after"))
-        answer = "yes" if (x.enter < y.enter) == (key == "before") else "no"
-        return Question("before", self.word(key, x.noun, y.noun), answer, ("yes", "no"), 0.5)
+        return self._before(x, y)
 
     def count(self) -> Question | None:
         """How many objects, or how many Xs?"""
@@ -266,6 +264,11 @@ class Asker:
         return Question(
             "generic", self.word("caption"), self.caption(), (), self.noun_chance / len(WAYS), 1 / len(WAYS)
         )
+
+    def _before(self, x: SceneObject, y: SceneObject) -> Question:
+        key = self.pick(("before", "after"))
+        answer = "yes" if (x.enter < y.enter) == (key == "before") else "no"
+        return Question("before", self.word(key, x.noun, y.noun), answer, ("yes", "no"), 0.5)
 
     def _object(self, family: str, text: str, item: SceneObject, among: int) -> Question:
         return Question(family, text, item.noun, (*self.nouns, *SHAPES), self.noun_chance, round(1 / among, 4))
@@ -334,11 +337,7 @@ class Asker:
         """
         if self.scene.kind != "sequence":
             return []
-        found = []
-        for x, y in itertools.permutations(self.named, 2):
-            key = self.pick(("before", "after"))
-            answer = "yes" if (x.enter < y.enter) == (key == "before") else "no"
-            found.append(Question("before", self.word(key, x.noun, y.noun), answer, ("yes", "no"), 0.5))
+        found = [self._before(x, y) for x, y in itertools.permutations(self.named, 2)]
         for pair in itertools.combinations(self.named, 2):
             first, last = sorted(pair, key=lambda item: item.enter)
             x, y = (first, last) if self.rng.random() < 0.5 else (last, first)
