@@ -27,7 +27,7 @@ def align_unguided(rate: float = 1e-3) -> StageConfig:
 def pretrain(
     rate: float = 1e-4, *, injection_rate: float | None = None, windows: tuple[Window, ...] = ()
 ) -> StageConfig:
-    """Stage 2: the compressor learns from instructions and descriptions, injections at ten times its rate by default."""
+    """Stage 2: the compressor learns from instructions and descriptions, injections by default ten times as fast."""
     injection = 10 * rate if injection_rate is None else injection_rate
     return StageConfig(trainable=((IDLE, 0.0), (INJECTION, injection), (COMPRESSOR, rate)), windows=windows)
 
