@@ -788,7 +788,7 @@ FAULTS = [
         QUESTIONS,
         'answer = (first if key == "first_of" else last).noun',
         "answer = last.noun",
-        "tests/world/test_questions.py::test_comparisons_are_true_and_name_every_two_objects_in_both_orders",
+        "tests/world/test_questions.py::test_comparisons_are_true_and_name_every_object_and_every_two_in_both_orders",
     ),
     Fault(
         "the object that comes first is named first in every comparison",

@@ -357,20 +357,31 @@ def add_motion(params: Params, values: Tensor, keys: Tensor | None) -> tuple[Ten
 
 
 def pointers(
-    params: Params, values: Tensor, keys: Tensor, instruction: Tensor | None
+    params: Params, values: Tensor, keys: Tensor, instruction: Tensor | None, words: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One token per pointer: what it looks at, its path in 8 time bins, and a summary, through the readout MLP."""
     outputs, maps = [], []
-    for number in range(len(params["pointers.query"])):
+    total = len(params["pointers.query"])
+    num_whole = sum(f"pointers.injector.{number}.time.bias" in params for number in range(total))
+    for number in range(total):
         query, time = params["pointers.query"][number], torch.zeros(2, dtype=values.dtype)
         if instruction is not None:
-            name = f"pointers.injector.{number}"
-            query = linear(params, f"{name}.outer", gelu(linear(params, f"{name}.inner", instruction)))
-            time = linear(params, f"{name}.time", instruction)
+            is_whole = number < num_whole
+            name = f"pointers.injector.{number}" if is_whole else "pointers.word_injector"
+            sought = instruction if is_whole else main_words(instruction, words, total - num_whole)[number - num_whole]
+            query = linear(params, f"{name}.outer", gelu(linear(params, f"{name}.inner", sought)))
+            time = linear(params, f"{name}.time", sought)
         features, weights = point(params, query, time, values, keys)
         outputs.append(mlp(params, "pointers.readout", features))
         maps.append(weights)
     return outputs, maps
+
+
+def main_words(instruction: Tensor, words: list[Tensor], number: int) -> list[Tensor]:
+    """The words nearest to the instruction in their own order, then as many instructions as words are missing."""
+    nearness = [float((unit(word) * unit(instruction)).sum()) for word in words]
+    best = sorted(range(len(words)), key=lambda place: -nearness[place])[:number]
+    return [words[place] for place in sorted(best)] + [instruction] * (number - len(best))
 
 
 def point(params: Params, query: Tensor, time: Tensor, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -446,7 +457,7 @@ def compress(
         values: float[T, H, W, D].
         keys: float[T, H, W, K], or None for the values.
         instruction: float[K], the pooled instruction (direct, coarse, pointers).
-        instruction_tokens: float[L, K] (fine).
+        instruction_tokens: float[L, K] (fine, word pointers).
         instruction_mask: bool[L], False for padding.
     """
     if instruction_mask is not None:
@@ -468,6 +479,7 @@ def compress(
         is_guided |= setting.global_injection != "none"
     if "pointers.query" in params:
         looked_for = instruction if is_guided else None
-        pointer_outputs, pointer_maps = pointers(params, values, values if keys is None else keys, looked_for)
+        words = [] if instruction_tokens is None else list(instruction_tokens)
+        pointer_outputs, pointer_maps = pointers(params, values, values if keys is None else keys, looked_for, words)
         outputs = outputs + pointer_outputs
     return Reference(torch.stack(outputs), local_maps, global_maps, pointer_maps)

@@ -25,7 +25,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "local only": {"num_global_tokens": 0},
     "global only": {"window": None},
     "unconditional": {"local_injection": "none", "global_injection": "none"},
-    "beyond": {"match_evidence": True, "motion_features": True, "num_pointers": 2},
+    "beyond": {"match_evidence": True, "motion_features": True, "num_pointers": 2, "num_word_pointers": 1},
     "release": {"dialect": "release", "local_injection": "coarse"},
 }
 

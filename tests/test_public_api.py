@@ -26,7 +26,7 @@ SIGNATURES = {
         "(*, dim, out_dim, instruction_dim=None, window=(4, 3, 3), num_global_tokens=32, "
         "local_injection='direct', global_injection='coarse', dialect='paper', local_gates='', "
         "global_gates='', local_logit_scale=False, global_logit_scale=False, match_evidence=False, "
-        "motion_features=False, num_pointers=0)"
+        "motion_features=False, num_pointers=0, num_word_pointers=0)"
     ),
     "HybridCompressor.forward": (
         "(values, keys, num_frames, instruction=None, instruction_tokens=None, instruction_mask=None, "

@@ -183,6 +183,7 @@ class LiveVideo:
             assert ids is not None
             with torch.inference_mode():
                 pooled, tokens = self.model.model.encode_instruction(ids, mask)
+            mask = self.model.model.instruction_mask(ids, mask)
         return compressor.stream(pooled, tokens, mask, window=steering.window, num_frames=num_frames)
 
     @property

@@ -9,7 +9,13 @@ from hicom.model.compressor import HybridCompressor
 from invariants import relative_error
 
 DIM, OUT_DIM, LENGTH = 32, 24, 5
-BEYOND = {"match_evidence": True, "motion_features": True, "num_pointers": 2, "local_logit_scale": True}
+BEYOND = {
+    "match_evidence": True,
+    "motion_features": True,
+    "num_pointers": 2,
+    "num_word_pointers": 1,
+    "local_logit_scale": True,
+}
 
 
 def tokens(compressor: Any, num_frames: list[int], **kwargs: Any) -> torch.Tensor:

@@ -171,7 +171,7 @@ def test_a_batch_of_copies_gives_copies() -> None:
     assert_batched_equals_single(compressor(**three).tokens, [compressor(**one).tokens[0]] * 3, 1e-6)
 
 
-ALL_OPTIONS = {"match_evidence": True, "motion_features": True, "num_pointers": 2}
+ALL_OPTIONS = {"match_evidence": True, "motion_features": True, "num_pointers": 2, "num_word_pointers": 1}
 
 
 @pytest.mark.parametrize("compression", ["conditional", "unguided", "off"])

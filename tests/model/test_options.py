@@ -28,9 +28,9 @@ from comparison import (
     select,
     weighted_loss,
 )
-from hicom.model.compressor import HybridCompressor
+from hicom.model.compressor import HybridCompressor, Instruction
 from hicom.model.modeling import HIComForConditionalGeneration
-from hicom.model.options import CONTRAST, MatchPointers, bin_weights, path_features
+from hicom.model.options import CONTRAST, MatchPointers, bin_weights, main_words, path_features
 from invariants import (
     assert_all_trainable_get_grad,
     assert_batched_equals_single,
@@ -42,9 +42,10 @@ from invariants import (
 EVIDENCE: dict[str, Any] = {"match_evidence": True}
 MOTION: dict[str, Any] = {"motion_features": True}
 POINTERS: dict[str, Any] = {"num_pointers": 2}
-ALL = EVIDENCE | MOTION | POINTERS
+WORDS: dict[str, Any] = {"num_pointers": 3, "num_word_pointers": 2}
+ALL = EVIDENCE | MOTION | WORDS
 EACH = pytest.mark.parametrize(
-    "options", [EVIDENCE, MOTION, POINTERS, ALL], ids=["evidence", "motion", "pointers", "all"]
+    "options", [EVIDENCE, MOTION, POINTERS, WORDS, ALL], ids=["evidence", "motion", "pointers", "words", "all"]
 )
 
 
@@ -110,10 +111,11 @@ def test_matches_finite_differences() -> None:
     compressor = make(num_global_tokens=1, **ALL).double()
     inputs = cast(make_inputs([3], 2, 2), torch.float64, requires_grad=True)
 
-    def tokens(values: Tensor, keys: Tensor, instruction: Tensor) -> Tensor:
-        return compressor(values, keys, [3], instruction).tokens[0]
+    def tokens(values: Tensor, keys: Tensor, instruction: Tensor, words: Tensor) -> Tensor:
+        return compressor(values, keys, [3], instruction, words).tokens[0]
 
-    assert torch.autograd.gradcheck(tokens, (inputs["values"], inputs["keys"], inputs["instruction"]), fast_mode=True)
+    leaves = [inputs[name] for name in ("values", "keys", "instruction", "instruction_tokens")]
+    assert torch.autograd.gradcheck(tokens, leaves, fast_mode=True)
 
 
 # Off, and at the start
@@ -148,11 +150,73 @@ def test_starts_as_the_plain_compressor(options: dict[str, Any]) -> None:
 def test_a_pointer_starts_at_the_instruction() -> None:
     compressor = fresh(num_pointers=3)
     instruction = torch.randn(2, DIM)
-    query, time = compressor.pointers.queries(instruction, 2)
+    query, time = compressor.pointers.queries(instruction, None, 2)
     torch.testing.assert_close(query[:, 0], instruction)
     assert torch.equal(time, torch.zeros(2, 3, 2))
     for a, b in itertools.combinations(query.unbind(1), 2):
         assert 1e-4 < relative_error(a, b) < 1, "pointers start the same, or not near the instruction"
+
+
+def test_a_word_pointer_starts_at_its_word() -> None:
+    compressor = fresh(**WORDS)
+    instruction, tokens = torch.randn(1, DIM), torch.randn(1, 5, DIM)
+    tokens[:, 3], tokens[:, 1] = instruction + 0.1, instruction - 0.2
+    looked_for = compressor.pointer_instruction(Instruction(instruction, tokens, None), "conditional")
+    query, time = compressor.pointers.queries(*looked_for, 1)
+    torch.testing.assert_close(query[0], torch.stack([instruction[0], tokens[0, 1], tokens[0, 3]]))
+    assert torch.equal(time, torch.zeros(1, 3, 2))
+
+
+def test_main_words_are_the_nearest_ones_in_the_order_of_the_text() -> None:
+    pooled = torch.tensor([[1.0, 0.0]])
+    angles = torch.tensor([0.9, 0.3, 1.5, 0.1, 0.6])
+    tokens = torch.stack([angles.cos(), angles.sin()], -1)[None]
+
+    def chosen(number: int, mask: Tensor | None = None, tokens: Tensor = tokens) -> list[int | None]:
+        """Numbers of the tokens; None where the instruction itself stands in."""
+        words = main_words(pooled, tokens, mask, number)[0]
+        assert words.shape == (number, 2)
+        found = [(tokens[0] == word).all(-1).nonzero().flatten().tolist() for word in words]
+        assert all(where or torch.equal(word, pooled[0]) for where, word in zip(found, words, strict=True))
+        return [where[0] if where else None for where in found]
+
+    assert chosen(1) == [3]
+    assert chosen(2) == [1, 3]
+    assert chosen(3) == [1, 3, 4]
+    assert chosen(7) == [0, 1, 2, 3, 4, None, None], "more are asked for than there are"
+    assert chosen(2, torch.tensor([[1, 1, 1, 0, 1]])) == [1, 4], "padding is no word"
+    assert chosen(3, torch.tensor([[0, 0, 1, 0, 0]])) == [2, None, None]
+    pooled_token = torch.cat([tokens, 3 * pooled[:, None]], 1)
+    assert chosen(2, tokens=pooled_token) == [1, 3], "the token that was pooled is no word, whatever its length"
+    assert chosen(2, torch.tensor([[0, 0, 0, 0, 0, 1]]), pooled_token) == [None, None]
+
+
+def test_word_pointers_need_tokens_and_enough_pointers() -> None:
+    inputs = make_inputs([2])
+    with pytest.raises(ValueError, match="word pointers need instruction_tokens; pass them, or ask for"):
+        fresh(**WORDS)(**inputs | {"instruction_tokens": None, "instruction_mask": None})
+    with pytest.raises(ValueError, match="num_word_pointers=2 of num_pointers=1 pointers look for a word"):
+        fresh(num_pointers=1, num_word_pointers=2)
+    with pytest.raises(ValueError, match="num_word_pointers=-1 must not be negative"):
+        fresh(num_pointers=1, num_word_pointers=-1)
+    assert fresh(**WORDS).needs_instruction_tokens
+    assert not fresh(**WORDS, local_injection="none", global_injection="none").needs_instruction_tokens
+
+
+def test_two_names_in_one_instruction_are_pointed_at_one_by_one() -> None:
+    """A pooled embedding between two names points at both at once; words keep them apart, in the order of the text."""
+    compressor = fresh(**WORDS)
+    with torch.no_grad():
+        compressor.pointers.logit_scale.fill_(4.0)
+    one, other, rest = torch.eye(DIM)[:3]
+    keys = rest.expand(4, 3, 3, DIM).clone()
+    keys[0, 0, 0], keys[3, 2, 2] = one, other
+    for first, second, where in ((one, other, [(0, 0, 0), (3, 2, 2)]), (other, one, [(3, 2, 2), (0, 0, 0)])):
+        tokens = torch.stack([torch.eye(DIM)[5], first, torch.eye(DIM)[6], second])[None]
+        output = compressor(torch.randn(4, 3, 3, DIM), keys, [4], (one + other)[None], tokens, return_attention=True)
+        whole, *words = output.pointer_attention[0]
+        assert max(whole[0, 0, 0], whole[3, 2, 2]) < 0.6
+        assert [float(attention[place]) > 0.99 for attention, place in zip(words, where, strict=True)] == [True, True]
 
 
 def test_compression_off_uses_no_option() -> None:
@@ -186,7 +250,7 @@ def test_batch_equals_one_by_one(options: dict[str, Any], compression: str) -> N
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=6),
-    st.sampled_from([EVIDENCE, MOTION, POINTERS, ALL]),
+    st.sampled_from([EVIDENCE, MOTION, POINTERS, WORDS, ALL]),
     st.sampled_from([("paper", "direct"), ("paper", "none"), ("release", "coarse"), ("paper", "fine")]),
     st.sampled_from([(4, 3, 3), (1, 1, 1), (5, 2, 9), None]),
     st.booleans(),
@@ -224,7 +288,8 @@ def test_stream_gradients_equal_one_shot() -> None:
     _, expected = run(compressor, inputs, torch.float64)
     leaves = cast(inputs, torch.float64, requires_grad=True)
     compressor.zero_grad(set_to_none=True)
-    stream = compressor.stream(leaves["instruction"], num_frames=9)
+    guide = {name: x for name, x in leaves.items() if name.startswith("instruction")}
+    stream = compressor.stream(**guide, num_frames=9)
     for first, last in itertools.pairwise((0, 2, 3, 8, 9)):
         stream.push(leaves["values"][first:last], leaves["keys"][first:last])
     weighted_loss((stream.finish(),)).backward()
@@ -490,7 +555,7 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = HIComForConditionalGeneration.from_pretrained(tmp_path)
-    assert loaded.config.num_pointers == 2
+    assert (loaded.config.num_pointers, loaded.config.num_word_pointers) == (3, 2)
     torch.testing.assert_close(loaded(**inputs).logits, expected)
     again = type(processor).from_pretrained(tmp_path)("<video>\nwhich object moves left ?", videos=[frames])
     assert torch.equal(again["input_ids"], inputs["input_ids"])
@@ -502,9 +567,10 @@ def test_fresh_model_starts_as_the_compressor_does() -> None:
     compressor = HIComForConditionalGeneration(tiny.config(**ALL)).model.compressor
     for linear in (compressor.local.evidence.proj, compressor.global_.evidence.proj, compressor.motion.outer):
         assert not linear.weight.any()
-    instruction = torch.randn(3, tiny.WIDTH)
-    query, _ = compressor.pointers.queries(instruction, 3)
+    instruction, words = torch.randn(3, tiny.WIDTH), torch.randn(3, 2, tiny.WIDTH)
+    query, _ = compressor.pointers.queries(instruction, words, 3)
     torch.testing.assert_close(query[:, 0], instruction, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(query[:, 1:], words, rtol=1e-4, atol=1e-5)
 
 
 def test_budget_leaves_room_for_pointers() -> None:

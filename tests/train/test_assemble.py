@@ -13,7 +13,7 @@ from hicom.train import Parts, run
 from hicom.train.assemble import assemble
 from toy_training import make_config, make_folder
 
-OPTIONS = {"match_evidence": True, "motion_features": True, "num_pointers": 2}
+OPTIONS = {"match_evidence": True, "motion_features": True, "num_pointers": 2, "num_word_pointers": 1}
 
 
 @pytest.fixture(scope="module")

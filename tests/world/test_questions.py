@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 from hicom.world.dataset import World, ask, make_world, truth
-from hicom.world.questions import FAMILIES, LETTERS, NUMBERS, WAY_ANSWERS, Asker, article, fill, join, plural, side
+from hicom.world.questions import (
+    FAMILIES,
+    LETTERS,
+    MOMENTS,
+    NUMBERS,
+    WAY_ANSWERS,
+    Asker,
+    article,
+    fill,
+    join,
+    plural,
+    side,
+)
 from hicom.world.scenes import (
     EMOJI,
     NOUNS,
@@ -251,6 +263,10 @@ def right_answers(facts, key, x, y, p):
         (one,), (other,) = called, [thing for thing in things if thing.noun == y]
         assert one.first != other.first
         return {"yes" if (one.first < other.first) == (key == "before") else "no"}
+    if key == "when":
+        (one,) = called
+        place = one.first / last
+        return {MOMENTS[(place > 0) + (place > 1 / 3) + (place > 0.47)]}
     if key in COMPARING:
         moment = (min if key == "first_of" else max)(thing.first for thing in things if thing.noun in (x, y))
         return {thing.noun for thing in things if thing.first == moment}
@@ -458,7 +474,7 @@ def test_impossible_worlds_are_refused(values, message):
         World(**values)
 
 
-def test_comparisons_are_true_and_name_every_two_objects_in_both_orders(meanings):
+def test_comparisons_are_true_and_name_every_object_and_every_two_in_both_orders(meanings):
     asked = 0
     for index in range(60):
         facts, found = truth(EXACT, "train", index), ask(EXACT, "train", index, "compare")
@@ -468,11 +484,11 @@ def test_comparisons_are_true_and_name_every_two_objects_in_both_orders(meanings
             key, x, y, p = meanings[question.text]
             assert right_answers(facts, key, x, y, p) == {question.answer}, (index, question)
             assert question.answer in question.options
-            pairs[(x, y) if question.family == "before" else frozenset((x, y))] += 1
+            pairs[x if key == "when" else (x, y) if question.family == "before" else frozenset((x, y))] += 1
         if facts["kind"] == "sequence":
             named = [noun for noun, n in Counter(item["noun"] for item in facts["objects"]).items() if n == 1]
             n, rounds = len(named), 2
-            assert len(pairs) == n * (n - 1) + n * (n - 1) // 2
+            assert len(pairs) == n * (n - 1) + n * (n - 1) // 2 + n
             assert set(pairs.values()) == {rounds}
         else:
             assert not found
@@ -481,13 +497,15 @@ def test_comparisons_are_true_and_name_every_two_objects_in_both_orders(meanings
 
 def test_the_words_of_a_comparison_say_nothing(meanings):
     """Whatever is asked, the first noun is as often the answer as the second, and yes as often as no."""
-    world, hits = OneScene(), defaultdict(list)
+    world, hits, chances = OneScene(), defaultdict(list), defaultdict(list)
     for index in range(NUM_TRAIN):
         for question in ask(world, "train", index, "compare"):
-            # Of two nouns, the options are in the order of the text.
-            hits[meanings[question.text][0]].append(question.answer == question.options[0])
+            # Of two nouns, the options are in the order of the text; of times, most things are there from the start.
+            key = meanings[question.text][0]
+            hits[key].append(question.answer == question.options[0])
+            chances[key].append(question.chance)
     assert set(hits) == {"before", "after", *COMPARING}
     for key in hits:
-        share, n = np.mean(hits[key]), len(hits[key])
+        share, chance, n = np.mean(hits[key]), np.mean(chances[key]), len(hits[key])
         # Questions about one clip depend on each other: four standard errors of a third of them.
-        assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(n / 3), (key, share, n)
+        assert abs(share - chance) < 4 * 0.5 / np.sqrt(n / 3), (key, share, n)

@@ -47,6 +47,7 @@ from .options import (
     MotionStream,
     PointerInjector,
     at_least_float32,
+    main_words,
     match_features,
     pad_videos,
     real_frames,
@@ -532,9 +533,10 @@ class HybridCompressor(nn.Module):
         match_evidence: tokens also carry how well anything matched, which a softmax hides (`MatchEvidence`).
         motion_features: patches also carry how their neighbourhood moves (`MotionFeatures`).
         num_pointers: further tokens that say where and when the instruction matches (`MatchPointers`).
+        num_word_pointers: how many of these look for one word of the instruction each (`main_words`).
 
     Raises:
-        ValueError: a choice does not exist, a number is negative, or both branches are left out.
+        ValueError: a choice does not exist, a number is negative or too large, or both branches are left out.
     """
 
     def __init__(
@@ -555,6 +557,7 @@ class HybridCompressor(nn.Module):
         match_evidence: bool = False,
         motion_features: bool = False,
         num_pointers: int = 0,
+        num_word_pointers: int = 0,
     ) -> None:
         super().__init__()
         value: str
@@ -570,14 +573,24 @@ class HybridCompressor(nn.Module):
                 raise ValueError(f"{name}={value!r} may only hold letters of {allowed!r}")
         if window is None and num_global_tokens == 0:
             raise ValueError("window=None and num_global_tokens=0 leave no branch; give at least one")
-        for name, number in (("num_global_tokens", num_global_tokens), ("num_pointers", num_pointers)):
+        for name, number in (
+            ("num_global_tokens", num_global_tokens),
+            ("num_pointers", num_pointers),
+            ("num_word_pointers", num_word_pointers),
+        ):
             if number < 0:
                 raise ValueError(f"{name}={number} must not be negative; 0 leaves these tokens out")
+        if num_word_pointers > num_pointers:
+            raise ValueError(
+                f"num_word_pointers={num_word_pointers} of num_pointers={num_pointers} pointers look for a word: give "
+                "at least as many pointers"
+            )
         self.dim = dim
         self.instruction_dim = instruction_dim = dim if instruction_dim is None else instruction_dim
         self.window = None if window is None else check_window(window)
         self.num_global_tokens = num_global_tokens
         self.num_pointers = num_pointers
+        self.num_word_pointers = num_word_pointers
         self.local = (
             LocalCompressor(
                 dim=dim,
@@ -614,6 +627,7 @@ class HybridCompressor(nn.Module):
                 key_dim=instruction_dim,
                 out_dim=out_dim,
                 num_pointers=num_pointers,
+                num_words=num_word_pointers,
                 is_conditional=self.needs_instruction,
             )
             if num_pointers
@@ -649,8 +663,14 @@ class HybridCompressor(nn.Module):
 
     @property
     def needs_instruction_tokens(self) -> bool:
-        """Whether a branch looks at every token of the instruction (fine injection) and not at its pooled embedding."""
-        return any(branch is not None and branch.injection == "fine" for branch in (self.local, self.global_))
+        """Whether anything looks at the tokens of the instruction: a branch (fine injection), or word pointers."""
+        is_fine = any(branch is not None and branch.injection == "fine" for branch in (self.local, self.global_))
+        return is_fine or self.points_at_words
+
+    @property
+    def points_at_words(self) -> bool:
+        """Whether pointers look for words of the instruction, and must know which of its tokens are padding."""
+        return self.num_word_pointers > 0 and self.needs_instruction
 
     @property
     def needs_instruction(self) -> bool:
@@ -687,17 +707,26 @@ class HybridCompressor(nn.Module):
         num_others = 0 if compression == "off" else self.num_global_tokens + self.num_pointers
         return token_count(num_frames, height, width, self.resolve_window(window, compression), num_others)
 
-    def pointer_instruction(self, instruction: Instruction, compression: Compression) -> Tensor | None:
-        """Return what pointers look for, `float[V, K]`; None where they look for what they have learnt.
+    def pointer_instruction(
+        self, instruction: Instruction, compression: Compression
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return what pointers look for: the instruction `float[V, K]`, and words of it `float[V, W, K]`.
+
+        Each is None where nothing looks for it: pointers then look for what they have learnt.
 
         Raises:
             ValueError: it is missing.
         """
         if compression == "unguided" or not self.needs_instruction:
-            return None
+            return None, None
         if instruction.pooled is None:
             raise ValueError("pointers need instruction; pass it, or ask for compression='unguided'")
-        return instruction.pooled
+        if not self.points_at_words:
+            return instruction.pooled, None
+        if instruction.tokens is None:
+            raise ValueError("word pointers need instruction_tokens; pass them, or ask for compression='unguided'")
+        words = main_words(instruction.pooled, instruction.tokens, instruction.mask, self.num_word_pointers)
+        return instruction.pooled, words
 
     def forward(
         self,
@@ -720,7 +749,7 @@ class HybridCompressor(nn.Module):
             keys: `float[F, H, W, K]`, the same patches in the text space of the dual encoder; None: the values.
             num_frames: frames of every video; their sum is F. An image is a video of one frame.
             instruction: `float[V, K]`, pooled text embedding (direct and coarse injection, pointers).
-            instruction_tokens: `float[V, L, K]`, an embedding of every text token (fine injection).
+            instruction_tokens: `float[V, L, K]`, an embedding of every text token (fine injection, word pointers).
             instruction_mask: `bool[V, L]`, True on real tokens; None: all are.
             window: (T, H, W) in place of the default, at run time.
             compression: `conditional`, `unguided` (stage `align` of the release) or `off` (of the paper).
@@ -773,7 +802,7 @@ class HybridCompressor(nn.Module):
                 )
         if self.pointers is not None:
             looked_for = self.pointer_instruction(guide, compression)
-            tokens_VPC, attention = self.pointers(values, values if keys is None else keys, num_frames, looked_for)
+            tokens_VPC, attention = self.pointers(values, values if keys is None else keys, num_frames, *looked_for)
             for part, tokens in zip(parts, tokens_VPC, strict=True):
                 part.append(tokens)
             if return_attention:
@@ -1023,7 +1052,7 @@ class CompressorStream:
         assert self.num_frames is not None
         if self.pointer_queries is None:
             looked_for = self.compressor.pointer_instruction(self.instruction, self.compression)
-            self.pointer_queries = pointers.queries(looked_for, 1)
+            self.pointer_queries = pointers.queries(*looked_for, 1)
         logits = pointers.logits(*self.pointer_queries, keys[None], [self.num_frames], self.seen)
         self.pointer_frames.append(pointers.per_frame(logits))
         self.pointed.add(logits, lambda weights: weights.to(values.dtype).flatten(2) @ values.flatten(0, 2))

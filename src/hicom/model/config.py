@@ -58,6 +58,7 @@ class HIComConfig(PreTrainedConfig):
         match_evidence: tokens also carry how well anything matched.
         motion_features: patches also carry how their neighbourhood moves.
         num_pointers: further tokens that say where and when the instruction matches.
+        num_word_pointers: how many of these look for one word of the instruction each.
         vision_feature_layer: hidden state of the vision tower that is compressed.
         image_token_id: placeholder of an image in the LLM's vocabulary.
         video_token_id: placeholder of a video.
@@ -92,6 +93,7 @@ class HIComConfig(PreTrainedConfig):
     match_evidence: bool = False
     motion_features: bool = False
     num_pointers: int = 0
+    num_word_pointers: int = 0
     vision_feature_layer: int = -2
     image_token_id: int | None = None
     video_token_id: int | None = None

@@ -209,6 +209,7 @@ def make_compressor(config: HIComConfig) -> nn.Module:
             match_evidence=config.match_evidence,
             motion_features=config.motion_features,
             num_pointers=config.num_pointers,
+            num_word_pointers=config.num_word_pointers,
         )
     from .baselines import build_compressor
 
@@ -331,6 +332,20 @@ class VisualParts:
             tokens = (encoder.text_projection if is_clip else encoder.head)(output.last_hidden_state)
         return (output.text_embeds if is_clip else output.pooler_output), tokens
 
+    def instruction_mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Return which tokens of instructions the compressor may look at, `int[V, L]`; None: all.
+
+        SigLIP's encoder takes no mask and its padding is text to it, but padding is no word to point at.
+
+        Args:
+            input_ids: `int[V, L]`, as in `encode_instruction`.
+            attention_mask: `int[V, L]` or None, likewise.
+        """
+        if attention_mask is None and self.compressor.points_at_words:
+            real = input_ids != self.config.instruction_config.pad_token_id
+            return (real | ~real.any(1, keepdim=True)).long()  # of an empty instruction all, as without a mask
+        return attention_mask
+
     def add_motion(self, features: VisionFeatures, num_frames: Sequence[int]) -> VisionFeatures:
         """Return features with this compressor's motion features, which no instruction changes; others as they are.
 
@@ -392,7 +407,7 @@ class VisualParts:
             if len(instruction_input_ids) != number:
                 raise ValueError(f"{len(instruction_input_ids)} instructions for {number} videos or images")
             pooled, tokens = self.encode_instruction(instruction_input_ids, instruction_attention_mask)
-            mask = instruction_attention_mask
+            mask = self.instruction_mask(instruction_input_ids, instruction_attention_mask)
         return self.compressor(
             features.values,
             features.keys,

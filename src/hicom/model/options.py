@@ -15,7 +15,7 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 OFFSETS = (-2, -1, 1, 2)
@@ -230,6 +230,32 @@ def path_features(trajectory_VPB3: Tensor) -> Tensor:
     return torch.cat([velocity, spread, speed], -1)
 
 
+def main_words(pooled_VK: Tensor, tokens_VLK: Tensor, mask_VL: Tensor | None, number: int) -> Tensor:
+    """Return what an instruction is mostly about, `float[V, number, K]`: its words nearest to it, in its own order.
+
+    A pooled embedding of two names lies between them and cannot keep them apart; the words can. Only texts decide, so
+    that a stream knows what it looks for before the first frame. Where words are too few, the instruction itself stands
+    in; so it does for the token that was pooled (CLIP's last one), which is no word.
+
+    Args:
+        pooled_VK: the pooled instruction.
+        tokens_VLK: an embedding of every token.
+        mask_VL: True on real tokens; None: all are.
+        number: words to return.
+    """
+    cosine = F.cosine_similarity(at_least_float32(tokens_VLK), at_least_float32(pooled_VK)[:, None], dim=-1)
+    is_word = cosine < 1 - 1e-5
+    if mask_VL is not None:
+        is_word = is_word & mask_VL.bool()
+    length = cosine.shape[1]
+    nearest = cosine.masked_fill(~is_word, -math.inf).topk(min(number, length), dim=1)
+    # The instruction itself is the last candidate, and takes the places that have no word.
+    place = nearest.indices.masked_fill(nearest.values == -math.inf, length).sort(dim=1).values
+    place = F.pad(place, (0, max(0, number - length)), value=length)
+    candidates = torch.cat([tokens_VLK, pooled_VK[:, None].to(tokens_VLK)], 1)
+    return candidates.gather(1, repeat(place, "v w -> v w k", k=candidates.shape[-1]))
+
+
 class PointerInjector(nn.Module):
     """What one pointer looks for, and when: an MLP as in the paper's direct injection, and a curve over time.
 
@@ -267,17 +293,25 @@ class MatchPointers(nn.Module):
         key_dim: width K of keys and instruction.
         out_dim: output width C.
         num_pointers: tokens P.
+        num_words: how many of them, the last ones, look for one word of the instruction each and not for all of it.
         is_conditional: whether there is an instruction to look for; else, and unguided, the queries are learnt vectors.
     """
 
-    def __init__(self, *, dim: int, key_dim: int, out_dim: int, num_pointers: int, is_conditional: bool) -> None:
+    def __init__(
+        self, *, dim: int, key_dim: int, out_dim: int, num_pointers: int, is_conditional: bool, num_words: int = 0
+    ) -> None:
         super().__init__()
+        self.num_words = num_words if is_conditional else 0
         self.query = nn.Parameter(torch.empty(num_pointers, key_dim))
         self.injector = (
-            nn.ModuleList(PointerInjector(dim=key_dim, noise=0.02 if p else 0.0) for p in range(num_pointers))
+            nn.ModuleList(
+                PointerInjector(dim=key_dim, noise=0.02 if p else 0.0) for p in range(num_pointers - num_words)
+            )
             if is_conditional
             else None
         )
+        # One for all words: which place a word has in the instruction does not change how it is looked for.
+        self.word_injector = PointerInjector(dim=key_dim, noise=0.0) if self.num_words else None
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.readout = nn.Sequential(nn.Linear(dim + POINTER_FEATURES, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
 
@@ -287,16 +321,23 @@ class MatchPointers(nn.Module):
         nn.init.constant_(self.logit_scale, math.log(10))
         nn.init.normal_(self.query, std=0.02)
 
-    def queries(self, instruction_VK: Tensor | None, num_videos: int) -> tuple[Tensor, Tensor]:
+    def queries(
+        self, instruction_VK: Tensor | None, words_VWK: Tensor | None, num_videos: int
+    ) -> tuple[Tensor, Tensor]:
         """Return queries `float[V, P, K]` and weights of time and its square, `float[V, P, 2]`.
 
         Args:
             instruction_VK: the pooled instruction; None: the learnt queries, at all times alike.
+            words_VWK: what word pointers look for (`main_words`); None: there are no such pointers.
             num_videos: videos.
         """
         if instruction_VK is None or self.injector is None:
             return self.query.expand(num_videos, -1, -1), self.query.new_zeros(num_videos, len(self.query), 2)
-        queries, times = zip(*(injector(instruction_VK) for injector in self.injector), strict=True)
+        found = [injector(instruction_VK) for injector in self.injector]
+        if self.word_injector is not None:
+            assert words_VWK is not None
+            found += [self.word_injector(word) for word in words_VWK.unbind(1)]
+        queries, times = zip(*found, strict=True)
         return torch.stack(queries, 1), torch.stack(times, 1)
 
     def logits(
@@ -351,10 +392,15 @@ class MatchPointers(nn.Module):
         return self.readout(features.to(self.query.dtype))
 
     def forward(
-        self, values_FHWD: Tensor, keys_FHWK: Tensor, num_frames: Sequence[int], instruction_VK: Tensor | None
+        self,
+        values_FHWD: Tensor,
+        keys_FHWK: Tensor,
+        num_frames: Sequence[int],
+        instruction_VK: Tensor | None,
+        words_VWK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return tokens `float[V, P, C]` and attention `float[V, P, T, H, W]`, zero beyond a video's end."""
-        query, time = self.queries(instruction_VK, len(num_frames))
+        query, time = self.queries(instruction_VK, words_VWK, len(num_frames))
         values, keys = (pad_videos(x, num_frames) for x in (values_FHWD, keys_FHWK))
         logits = self.logits(query, time, keys, num_frames, 0)
         frames = self.per_frame(logits)

@@ -33,7 +33,7 @@ def tiny_parts(root: str = "runs") -> Parts:
         language_model=f"{root}/reader",
         window=TINY_WINDOWS[0],
         num_global_tokens=4,
-        config={"match_evidence": True, "motion_features": True, "num_pointers": 2},
+        config={"match_evidence": True, "motion_features": True, "num_pointers": 4, "num_word_pointers": 2},
     )
 
 
@@ -111,7 +111,8 @@ class FromNothing(Chain):
     Attributes:
         root: folder of all these, which the stages name too.
         num_clips: clips to train on.
-        tower_steps: training steps of the dual encoder.
+        tower_steps: training steps of the dual encoder, beside frames.
+        text_steps: further steps of its text tower, from texts that name several things.
         reader: the language model that reads, and how it learns to.
         seed: of the world, the dual encoder and the language model.
     """
@@ -119,18 +120,21 @@ class FromNothing(Chain):
     root: tyro.conf.Suppress[str] = "runs"
     num_clips: int = 40000
     tower_steps: int = 5000
+    text_steps: int = 1000
     reader: ReaderSize = ReaderSize()
     seed: int = 0
 
     def prepare(self) -> Path | None:
         """Write clips, train the dual encoder, teach the language model to read; what is there already is kept."""
-        from ..world import reader, towers
+        from ..world import reader, text_tower, towers
         from ..world.dataset import make_dataset, make_world
 
         root = Path(self.root)
         make_dataset(root / "world", HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
         if not (root / "towers" / "run.json").exists():
-            towers.train(towers.TowerConfig(steps=self.tower_steps, seed=self.seed), root / "towers")
+            towers.train(towers.TowerConfig(steps=self.tower_steps, seed=self.seed), root / "frames")
+            config = text_tower.TextTowerConfig(steps=self.text_steps, seed=self.seed)
+            text_tower.train(config, root / "frames", root / "towers")
         if not (root / "reader" / "run.json").exists():
             reader.train(reader.ReaderConfig(**dataclasses.asdict(self.reader), seed=self.seed), root / "reader")
         return None

@@ -5,7 +5,7 @@
     dst/{split}/align.jsonl         captions                     {id, video, conversations, family, answer, split, ...}
     dst/{split}/pretrain.jsonl      instructions and descriptions
     dst/{split}/tune.jsonl          questions; open ones in held-out splits (the benchmark), some with options in train
-    dst/{split}/compare.jsonl       train: every two objects that appear at different times, compared
+    dst/{split}/compare.jsonl       train: when every object appears, and every two of them compared
     dst/{split}/choice.jsonl        held-out splits: the same questions with options
     dst/{split}/wording.jsonl       held-out splits: questions in wordings that training never uses
     dst/{split}/truth.jsonl         objects, boxes, ways and events of every clip

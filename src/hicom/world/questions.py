@@ -30,6 +30,9 @@ FAMILIES = (
 NUMBERS = ("one", "two", "three", "four")
 SIDES = ("left", "right", "top", "bottom")
 WAY_ANSWERS = {way: "it stays still" if way == "still" else way for way in WAYS}
+MOMENTS = ("at the start", "early", "in the middle", "late")
+"""When an object appears: with the clip, in its first third, around its middle, after that. Never two alike in a clip
+whose objects come one after the other."""
 LETTERS = ("A", "B", "C", "D")
 
 
@@ -90,6 +93,11 @@ def side(scene: Scene, item: SceneObject, time: float) -> str | None:
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
     return "top" if dy < 0 else "bottom"
+
+
+def moment(item: SceneObject) -> str:
+    """When it appears, one of `MOMENTS`."""
+    return MOMENTS[(item.enter > 0) + (item.enter > 0.33) + (item.enter > 0.47)]
 
 
 def join(names: Sequence[str]) -> str:
@@ -220,7 +228,7 @@ class Asker:
             return None
         x = self.pick(self.named)
         y = self.pick([item for item in self.named if abs(item.enter - x.enter) > 1e-9])
-        return self._before(x, y)
+        return self._before(x, y, self.pick(("before", "after")))
 
     def count(self) -> Question | None:
         """How many objects, or how many Xs?"""
@@ -265,8 +273,7 @@ class Asker:
             "generic", self.word("caption"), self.caption(), (), self.noun_chance / len(WAYS), 1 / len(WAYS)
         )
 
-    def _before(self, x: SceneObject, y: SceneObject) -> Question:
-        key = self.pick(("before", "after"))
+    def _before(self, x: SceneObject, y: SceneObject, key: str) -> Question:
         answer = "yes" if (x.enter < y.enter) == (key == "before") else "no"
         return Question("before", self.word(key, x.noun, y.noun), answer, ("yes", "no"), 0.5)
 
@@ -331,21 +338,30 @@ class Asker:
         return [question for question in found if question]
 
     def comparisons(self) -> list[Question]:
-        """Every two objects that appear at different times, compared in both orders (training only).
+        """When every object appears, and every two of them compared in both orders (training only).
 
-        A clip of three gives six questions with yes and no, where `before` draws one, and three for a noun.
+        A clip of three gives six questions with yes and no, where `before` draws one, three for a noun and three for a
+        time. Nine of ten ask for what is first: asked for both alike, whether one is before the other says nothing of
+        the answer until the question is understood too, and nothing is what a small model then learns.
         """
         if self.scene.kind != "sequence":
             return []
-        found = [self._before(x, y) for x, y in itertools.permutations(self.named, 2)]
+        found = [self._before(x, y, self._mostly("before", "after")) for x, y in itertools.permutations(self.named, 2)]
         for pair in itertools.combinations(self.named, 2):
             first, last = sorted(pair, key=lambda item: item.enter)
             x, y = (first, last) if self.rng.random() < 0.5 else (last, first)
-            key = self.pick(tuple(COMPARING))
+            key = self._mostly("first_of", "last_of")
             text = fill(self.pick(COMPARING[key]), x.noun, y.noun)
             answer = (first if key == "first_of" else last).noun
             found.append(Question("order", text, answer, (x.noun, y.noun), 0.5))
+        for item in self.named:
+            text = fill(self.pick(COMPARING["when"]), item.noun)
+            chance = 1 / len(self.named)  # of one who knows how many there are, and that one is there from the start
+            found.append(Question("order", text, moment(item), MOMENTS, chance, subject=item.noun))
         return found
+
+    def _mostly(self, usual: str, rare: str) -> str:
+        return usual if self.rng.random() < 0.9 else rare
 
     def captions(self) -> list[Question]:
         """One caption of the whole scene (stage `align`)."""

@@ -315,6 +315,12 @@ COMPARING: dict[str, tuple[str, ...]] = {
         "The {x} or the {y}: which shows up last?",
         "Which of the two is there last, the {x} or the {y}?",
     ),
+    "when": (
+        "When does the {x} appear?",
+        "When does the {x} come?",
+        "When can the {x} be seen at first?",
+        "Tell me when the {x} shows up.",
+    ),
 }
 """Wordings that only training asks (`Asker.comparisons`); the tokenizer is not trained on them, so it is as it was."""
 

@@ -1,4 +1,4 @@
-"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/towers`.
+"""Train the small dual encoder on rendered frames: `python -m hicom.world.towers --out runs/frames`.
 
 The result is a standard `SiglipModel` folder. Image-text pairs alone teach a small encoder little in this time, so a
 dense loss does most of the work: every patch must be named by the text. A patch is compared through the same map that
@@ -10,7 +10,7 @@ Naming a patch needs no notion of where it is, and features without one cannot a
 every patch's place out of its features. Naming also needs nothing of an instruction but its nouns, and a compressor
 that is told only these cannot look at what is asked of them. So texts must tell what they ask, a text about the dot on
 an object must point at the dot rather than at the rest of the object, and one about what is next to an object at that
-other thing, which it does not name.
+other thing, which it does not name. Texts that name two objects are rare here: `text_tower` teaches them afterwards.
 """
 
 import io
@@ -27,7 +27,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 from transformers.utils import logging
 
 from hicom.video import read_frames, write_video
@@ -257,38 +257,39 @@ def training_batch(seed: int, step: int, size: int) -> Batch:
     return Batch(np.stack(frames), np.stack(labels), np.stack(marks), present, beside)
 
 
-def _vary(text: str, rng: Generator) -> str:
+def vary(text: str, rng: Generator) -> str:
+    """The text, three times of ten without its punctuation."""
     return text.rstrip("?.") if rng.random() < 0.3 else text
 
 
 def instruction_text(name: str, rng: Generator) -> str:
     """A random instruction or phrase about `name`, with or without its punctuation."""
     templates = PHRASES if rng.random() < 0.35 else NAMING_TEMPLATES
-    return _vary(fill(templates[rng.integers(len(templates))], name), rng)
+    return vary(fill(templates[rng.integers(len(templates))], name), rng)
 
 
 def pair_text(first: str, second: str, rng: Generator) -> str:
     """A random instruction that names two nouns."""
-    return _vary(fill(PAIR_TEMPLATES[rng.integers(len(PAIR_TEMPLATES))], first, second), rng)
+    return vary(fill(PAIR_TEMPLATES[rng.integers(len(PAIR_TEMPLATES))], first, second), rng)
 
 
 def open_text(rng: Generator) -> str:
     """A random instruction that names nothing."""
     templates = TEMPLATES[OPEN_KEYS[rng.integers(len(OPEN_KEYS))]]
     said = [word for words in PREDICATES.values() for word in words]
-    return _vary(fill(templates[rng.integers(len(templates))], predicate=said[rng.integers(len(said))]), rng)
+    return vary(fill(templates[rng.integers(len(templates))], predicate=said[rng.integers(len(said))]), rng)
 
 
 def dot_text(noun: str, rng: Generator) -> str:
     """A random instruction about the dot on a noun."""
     templates = TEMPLATES["detail"]
-    return _vary(fill(templates[rng.integers(len(templates))], noun), rng)
+    return vary(fill(templates[rng.integers(len(templates))], noun), rng)
 
 
 def neighbour_text(noun: str, rng: Generator) -> str:
     """A random instruction about what is next to a noun."""
     templates = TEMPLATES["neighbour"]
-    return _vary(fill(templates[rng.integers(len(templates))], noun), rng)
+    return vary(fill(templates[rng.integers(len(templates))], noun), rng)
 
 
 def asked_text(rng: Generator) -> tuple[str, int]:
@@ -300,7 +301,7 @@ def asked_text(rng: Generator) -> tuple[str, int]:
     text = fill(
         templates[rng.integers(len(templates))], NOUNS[first], NOUNS[second], predicate=said[rng.integers(len(said))]
     )
-    return _vary(text, rng), asked
+    return vary(text, rng), asked
 
 
 def neighbour_patches(labels: Tensor, noun: Tensor, neighbours: Tensor) -> Tensor:
@@ -315,7 +316,7 @@ def neighbour_patches(labels: Tensor, noun: Tensor, neighbours: Tensor) -> Tenso
     return (noun[labels[frame].clamp(min=0)] == other[:, None]) & (labels[frame] >= 0)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
     """Token ids int[N, 24], padded to the full length because SigLIP pools the last position."""
     batch = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     return torch.as_tensor(batch["input_ids"])
@@ -338,7 +339,7 @@ def whiten_stem(towers: Towers, seed: int) -> None:
     stem.bias.copy_(-weight @ mean)
 
 
-def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerFast, config: TowerConfig, step: int) -> Tensor:
+def loss_of(towers: Towers, tokenizer: PreTrainedTokenizerBase, config: TowerConfig, step: int) -> Tensor:
     """Loss of one step.
 
     Dense: each patch's name (cross-entropy among names and among nouns) and dot (cross-entropy), whether a text is
@@ -433,9 +434,23 @@ def decoded_clip(scene: Scene, folder: Path) -> tuple[Pixels, NDArray[np.uint16]
 
 @torch.no_grad()
 def evaluate(
-    towers: Towers, tokenizer: PreTrainedTokenizerFast, folder: Path, num_clips: int = 200, seed: int = 0
+    towers: Towers,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    num_clips: int = 200,
+    seed: int = 0,
+    *,
+    with_readouts: bool = True,
 ) -> dict[str, float]:
     """Measure on frames of validation clips, decoded from real H.264.
+
+    Args:
+        towers: the dual encoder.
+        tokenizer: its tokenizer.
+        folder: where clips are written.
+        num_clips: validation clips.
+        seed: of the clips.
+        with_readouts: whether its read-outs of places and wordings are trained too: `asked` and `place_error`.
 
     Returns:
         `naming`: share of filled patches whose nearest of the 80 full names is right (`num_patches` of them);
@@ -498,16 +513,19 @@ def evaluate(
                 pointing.append(bool(np.isin(touched[int(row.argmax())], same).any()))
             positive += score[: len(seen)].amax(1).tolist()
             negative += score[len(seen) :].amax(1).tolist()
-    wordings = [
-        (fill(text, NOUNS[rng.integers(NUM_NOUNS)], NOUNS[rng.integers(NUM_NOUNS)]), ASKED.index(key))
-        for key, held_out in HELD_OUT_TEMPLATES.items()
-        if key in ASKED
-        for text in held_out
-        for _ in range(5)
-    ]
-    kinds = towers.encode_text(tokenize(tokenizer, [text for text, _ in wordings])).cpu()
-    asked = (kinds @ F.normalize(towers.asked_head.weight, dim=-1).cpu().T).argmax(1).tolist()
-    told = [kind == right for kind, (_, right) in zip(asked, wordings, strict=True)]
+    readouts: dict[str, float] = {}
+    if with_readouts:
+        wordings = [
+            (fill(text, NOUNS[rng.integers(NUM_NOUNS)], NOUNS[rng.integers(NUM_NOUNS)]), ASKED.index(key))
+            for key, held_out in HELD_OUT_TEMPLATES.items()
+            if key in ASKED
+            for text in held_out
+            for _ in range(5)
+        ]
+        kinds = towers.encode_text(tokenize(tokenizer, [text for text, _ in wordings])).cpu()
+        asked = (kinds @ F.normalize(towers.asked_head.weight, dim=-1).cpu().T).argmax(1).tolist()
+        told = [kind == right for kind, (_, right) in zip(asked, wordings, strict=True)]
+        readouts = {"asked": float(np.mean(told)), "num_asked": len(told), "place_error": float(np.mean(errors))}
     towers.train()
     wins = np.array(positive)[:, None] > np.array(negative)[None]
     return {
@@ -522,10 +540,8 @@ def evaluate(
         "dot_pointing": float(np.mean(dot_pointing)),
         "neighbour_pointing": float(np.mean(neighbours)),
         "num_neighbours": len(neighbours),
-        "asked": float(np.mean(told)),
-        "num_asked": len(told),
-        "place_error": float(np.mean(errors)),
         "presence_auc": float(wins.mean()),
+        **readouts,
     }
 
 
@@ -569,7 +585,7 @@ def train(
     return towers
 
 
-def main(config: tyro.conf.OmitArgPrefixes[TowerConfig], out: Path = Path("runs/towers"), threads: int = 1) -> None:
+def main(config: tyro.conf.OmitArgPrefixes[TowerConfig], out: Path = Path("runs/frames"), threads: int = 1) -> None:
     """Train the dual encoder of the sprite world.
 
     Args:
