@@ -27,6 +27,7 @@ ESTIMATE, TRAIN_CONFIG, EVAL_RECORDS = "hicom/train/estimate.py", "hicom/train/c
 ENGINES, FEATURES = "hicom/train/engines.py", "hicom/data/features.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
 LOOP, READER, OPTIM = "hicom/world/loop.py", "hicom/world/reader.py", "hicom/optim.py"
+TEXT_TOWER = "hicom/world/text_tower.py"
 OPTIONS, LOOK, DOMAIN = "hicom/model/options.py", "hicom/look.py", "hicom/data/domain.py"
 INSTRUCTION, ANSWERS, STATISTICS = "hicom/model/instruction.py", "hicom/eval/answers.py", "hicom/eval/statistics.py"
 SERVE = "hicom/serve"
@@ -495,6 +496,41 @@ FAULTS = [
         "        start_as_identity(self.inner, self.outer)\n        if self.noise:",
         "        if self.noise:",
         "tests/model/test_options.py::test_a_pointer_starts_at_the_instruction",
+    ),
+    Fault(
+        "words are pointed at in the order of their nearness",
+        OPTIONS,
+        ".masked_fill(nearest.values == -math.inf, length).sort(dim=1).values",
+        ".masked_fill(nearest.values == -math.inf, length)",
+        "tests/model/test_options.py::test_main_words_are_the_nearest_ones_in_the_order_of_the_text",
+    ),
+    Fault(
+        "padding is a word to point at",
+        OPTIONS,
+        "is_word = is_word & mask_VL.bool()",
+        "pass",
+        "tests/model/test_options.py::test_main_words_are_the_nearest_ones_in_the_order_of_the_text",
+    ),
+    Fault(
+        "word pointers are not told of SigLIP's padding",
+        MODELING,
+        "if attention_mask is None and self.compressor.points_at_words:",
+        "if False:",
+        "tests/model/test_options.py::test_padding_is_no_word_to_point_at",
+    ),
+    Fault(
+        "the text tower forgets what single names mean while it learns pairs",
+        TEXT_TOWER,
+        "config.keep_weight * angle(rest, before)",
+        "0 * angle(rest, before)",
+        "tests/world/test_text_tower.py::test_it_learns_to_name_two_and_keeps_the_rest",
+    ),
+    Fault(
+        "comparisons ask for before and after alike",
+        QUESTIONS,
+        "return usual if self.rng.random() < 0.9 else rare",
+        "return usual if self.rng.random() < 0.5 else rare",
+        "tests/world/test_questions.py::test_the_words_of_a_comparison_say_nothing",
     ),
     Fault(
         "local attention without an instruction is no cosine",

@@ -573,6 +573,17 @@ def test_fresh_model_starts_as_the_compressor_does() -> None:
     torch.testing.assert_close(query[:, 1:], words, rtol=1e-4, atol=1e-5)
 
 
+def test_padding_is_no_word_to_point_at() -> None:
+    """SigLIP's encoder takes no mask; word pointers need to know what is text, everything else does not."""
+    model = tiny.model(**WORDS).model
+    pad = model.config.instruction_config.pad_token_id
+    ids = torch.tensor([[pad + 1, pad + 2, pad, pad], [pad] * 4])
+    assert model.instruction_mask(ids, None).tolist() == [[1, 1, 0, 0], [1] * 4], "an empty instruction is all there is"
+    given = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
+    assert torch.equal(model.instruction_mask(ids, given), given)
+    assert tiny.model(**POINTERS).model.instruction_mask(ids, None) is None
+
+
 def test_budget_leaves_room_for_pointers() -> None:
     processor = tiny.processor(tiny.config(num_pointers=2))
     assert processor.token_count(4, processor.choose_window(4, 13)) <= 13

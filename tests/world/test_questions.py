@@ -505,6 +505,9 @@ def test_the_words_of_a_comparison_say_nothing(meanings):
             hits[key].append(question.answer == question.options[0])
             chances[key].append(question.chance)
     assert set(hits) == {"before", "after", *COMPARING}
+    for usual, rare in (("before", "after"), ("first_of", "last_of")):
+        share = len(hits[rare]) / len(hits[usual] + hits[rare])
+        assert 0.05 < share < 0.15, "asked for both alike, a small model learns neither"
     for key in hits:
         share, chance, n = np.mean(hits[key]), np.mean(chances[key]), len(hits[key])
         # Questions about one clip depend on each other: four standard errors of a third of them.
