@@ -140,14 +140,26 @@ def put_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{start}\n{text}\n\n{end}{tail}", "utf-8")
 
 
-def towers_text(run: dict[str, Any]) -> str:
-    """Return how the dual encoder learned and what it can do, from its `run.json`."""
+def frames_text(root: Path, card: str) -> str:
+    """Return how the dual encoder learned beside frames: from its `run.json`, or else from the card of the last one."""
+    path = root / "frames" / "run.json"
+    if not path.exists():
+        return card.partition("\nDual encoder: ")[2].partition(" minutes")[0] + " minutes"
+    run = json.loads(path.read_text("utf-8"))
+    return f"{run['config']['steps']} steps in {run['seconds'] / 60:.0f} minutes"
+
+
+def towers_text(frames: str, run: dict[str, Any]) -> str:
+    """Return how the dual encoder learned and what it can do, from the `run.json` of its text tower's lesson."""
     rows = ["| measure | value | n |", "|---|---|---|"]
     for name, value in run["metrics"].items():
         if name not in COUNTS.values():
             rows.append(f"| {name} | {value:.3f} | {run['metrics'].get(COUNTS.get(name, ''), '')} |")
-    minutes = f"{run['config']['steps']} steps in {run['seconds'] / 60:.0f} minutes (CPU threads: {run['threads']})"
-    return "\n".join([f"Dual encoder: {minutes}; on decoded validation clips:", "", *rows])
+    lesson = f"{run['config']['steps']} steps of its text tower alone in {run['seconds'] / 60:.0f} minutes"
+    begin = (
+        f"Dual encoder: {frames} beside frames, then {lesson} (CPU threads: {run['threads']}); on decoded validation"
+    )
+    return "\n".join([begin, "clips, and on texts:", "", *rows])
 
 
 def embed_start(root: str = "runs", *, keep_towers: bool = False) -> None:
@@ -159,12 +171,13 @@ def embed_start(root: str = "runs", *, keep_towers: bool = False) -> None:
     """
     target = ASSETS / "hicom-tiny-start"
     parts = tiny_parts(root)
+    last = (target / "README.md").read_text("utf-8")
     if keep_towers:
-        _, _, card = (target / "README.md").read_text("utf-8").partition("\nDual encoder:")
-        towers = "Dual encoder:" + card.partition("\n\nLanguage model:")[0]
+        towers = "Dual encoder:" + last.partition("\nDual encoder:")[2].partition("\n\nLanguage model:")[0]
         parts = dataclasses.replace(parts, towers=str(target))
     else:
-        towers = towers_text(json.loads((Path(root) / "towers" / "run.json").read_text("utf-8")))
+        run = json.loads((Path(root) / "towers" / "run.json").read_text("utf-8"))
+        towers = towers_text(frames_text(Path(root), last), run)
     torch.manual_seed(0)  # of the untrained compressor
     model, processor = assemble(parts)
     reader = json.loads((Path(root) / "reader" / "run.json").read_text("utf-8"))
