@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import SiglipModel
+from transformers import SiglipConfig, SiglipModel
 
 from hicom.model.assemble import read_towers
 from hicom.world.questions import NOUNS
 from hicom.world.scenes import generator
-from hicom.world.text_tower import UNSEEN_TWO_NAMES, Lesson, TextTowerConfig, load, other_text, train, two_names
+from hicom.world.text_tower import UNSEEN_TWO_NAMES, Lesson, TextTowerConfig, load, main, other_text, train, two_names
 
 # What the ablations start from: a dual encoder that never had this lesson.
 START = Path(__file__).parents[2] / "benchmarks" / "ablations_start"
@@ -45,7 +45,8 @@ def test_every_noun_is_found_at_its_token():
     towers, tokenizer = load(START)
     lesson = Lesson(towers, tokenizer)
     for number, noun in enumerate(NOUNS):
-        _, _, found = lesson.embed(lesson.text_model, [f"is the {noun} there?", noun])
+        _, _, ids = lesson.embed(lesson.text_model, [f"is the {noun} there?", noun])
+        found = lesson.noun_of[ids]
         assert (found == number).sum(1).tolist() == [1, 1]
         assert set(found.flatten().tolist()) == {number, -1}
 
@@ -88,6 +89,20 @@ def test_the_vision_tower_stays_as_it_is(trained):
     metrics = json.loads((folder / "run.json").read_text())["metrics"]
     assert {"naming", "pointing", "two_names", "two_names_unseen", "name_tokens", "kept"} <= set(metrics)
     assert not {"asked", "place_error"} & set(metrics), "nothing here was trained to read these out"
+
+
+def test_another_dual_encoder_is_refused(tmp_path):
+    other = SiglipConfig(vision_config={"num_hidden_layers": 1}, text_config={"num_hidden_layers": 1})
+    SiglipModel(other).save_pretrained(tmp_path)
+    load(START)[1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no dual encoder of the sprite world; make one with"):
+        load(tmp_path)
+    for folder, message in (
+        (tmp_path, "no dual encoder of the sprite world"),
+        (tmp_path / "none", "there is no model"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main(CONFIG, str(folder), tmp_path / "out", threads=torch.get_num_threads())
 
 
 def test_it_resumes_exactly_and_refuses_another_run(trained, tmp_path):

@@ -11,6 +11,7 @@ tower stays as it is, and so do features that were kept.
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,23 +134,20 @@ class Lesson:
         self.names = F.normalize(embedding.mean(1), dim=-1)
 
     def embed(self, text_model: PreTrainedModel, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return unit embeddings of texts `float[N, D]` and of their tokens `float[N, L, D]`, and each token's noun."""
+        """Return unit embeddings of texts `float[N, D]` and their tokens `float[N, L, D]`, and the ids `int[N, L]`."""
         ids = tokenize(self.tokenizer, texts)
         output = text_model(input_ids=ids.to(text_model.device))
         head: torch.nn.Module = text_model.head
         tokens = head(output.last_hidden_state)
-        return F.normalize(output.pooler_output, dim=-1), F.normalize(tokens, dim=-1), self.noun_of[ids]
-
-    def is_text(self, texts: list[str]) -> Tensor:
-        """Return `bool[N, L]`: True on tokens that are not padding."""
-        return tokenize(self.tokenizer, texts) != self.tokenizer.pad_token_id
+        return F.normalize(output.pooler_output, dim=-1), F.normalize(tokens, dim=-1), ids
 
     def loss(self, step: int, config: TextTowerConfig) -> Tensor:
         """Return the loss of one step."""
         rng = generator(config.seed, _TRAIN_STREAM, step)
         both, pairs = two_names(rng, config.batch)
         others = [other_text(rng) for _ in range(config.batch)]
-        embedding, tokens, noun = self.embed(self.text_model, both + others)
+        embedding, tokens, ids = self.embed(self.text_model, both + others)
+        noun = self.noun_of[ids]
         two, rest = embedding.split(config.batch)
         first, second = torch.from_numpy(pairs).T
         middle = F.normalize(self.names[first] + self.names[second], dim=-1)
@@ -180,11 +178,12 @@ class Lesson:
         rng = generator(seed, _HELD_OUT_STREAM)
         for name, templates in (("two_names", TWO_NAMES), ("two_names_unseen", UNSEEN_TWO_NAMES)):
             texts, pairs = two_names(rng, number, templates)
-            embedding, tokens, noun = self.embed(self.text_model, texts)
+            embedding, tokens, ids = self.embed(self.text_model, texts)
             nearest = (embedding @ self.names.T).topk(2).indices.sort(1).values
             found[name] = (nearest == torch.from_numpy(pairs).sort(1).values).all(1).float().mean().item()
-        words = main_words(embedding, tokens, self.is_text(texts), 2) @ self.names.T
+        words = main_words(embedding, tokens, ids != self.tokenizer.pad_token_id, 2) @ self.names.T
         found["main_words"] = (words.argmax(-1) == torch.from_numpy(pairs)).all(1).float().mean().item()
+        noun = self.noun_of[ids]
         named = noun >= 0
         found["name_tokens"] = ((tokens[named] @ self.names.T).argmax(-1) == noun[named]).float().mean().item()
         others = [other_text(rng) for _ in range(number)]
@@ -198,14 +197,24 @@ def angle(one: Tensor, other: Tensor) -> Tensor:
 
 
 def load(name: str | Path) -> tuple[Towers, PreTrainedTokenizerBase]:
-    """Return a trained dual encoder of the sprite world, without the read-outs that only its training needs."""
+    """Return a trained dual encoder of the sprite world, without the read-outs that only its training needs.
+
+    Raises:
+        ValueError: there is none, or it is another one.
+    """
     found = read_towers(name, torch.float32)
     assert found.vision is not None
     assert found.instruction is not None
     assert found.tokenizer is not None
     towers = Towers(len(found.tokenizer), int(found.tokenizer.pad_token_id))
-    towers.model.vision_model.load_state_dict(found.vision.state_dict())
-    towers.model.text_model.load_state_dict(found.instruction.state_dict())
+    halves = ((towers.model.vision_model, found.vision), (towers.model.text_model, found.instruction))
+    for half, trained in halves:
+        try:
+            half.load_state_dict(trained.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                f"{name} is no dual encoder of the sprite world; make one with python -m hicom.world.towers"
+            ) from None
     return towers, found.tokenizer
 
 
@@ -222,7 +231,7 @@ def train(
         num_eval_clips: validation clips that the finished encoder is measured on.
 
     Raises:
-        ValueError: `out` holds a run of another configuration.
+        ValueError: `out` holds a run of another configuration, or `towers` is no dual encoder of the sprite world.
     """
     trained, tokenizer = load(towers)
     lesson = Lesson(trained, tokenizer)
@@ -261,7 +270,10 @@ def main(
     """
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    train(config, towers, out)
+    try:
+        train(config, towers, out)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
