@@ -107,6 +107,12 @@ class Hits:
                 counts[1, clip, family] += 1
         return Hits(clips, families, counts[0], counts[1])
 
+    def of_family(self, family: str) -> Hits:
+        """Return the hits of one family."""
+        at = self.families.index(family)
+        column = slice(at, at + 1)
+        return Hits(self.clips, (family,), self.right[:, column], self.asked[:, column])
+
     def mean(self) -> float:
         """Return the mean over families of the share of right answers."""
         return float(family_mean(self.right.sum(0), self.asked.sum(0)))

@@ -40,7 +40,7 @@ from typing import Any, Literal
 import torch
 from ablation_report import Cell, Comparison, Entry, Report, Table
 from plots import accuracy_plot
-from world_accuracy import answer, chances, is_right, read_questions
+from world_accuracy import answer, chances, counted, read_questions
 
 from hicom.data.cache import locked
 from hicom.data.features import FeatureStore, cache_features, feature_key
@@ -809,8 +809,6 @@ class Job:
             start = time.monotonic()
             given = list(answer(model, processor, store, samples, window=test.window))
             seconds = time.monotonic() - start
-            clips = {name: i for i, name in enumerate(dict.fromkeys(sample.videos[0].name for sample in samples))}
-            families = {name: i for i, name in enumerate(dict.fromkeys(s.metadata["family"] for s in samples))}
             results = {
                 "row": self.row.name,
                 "seed": self.seed,
@@ -821,19 +819,8 @@ class Job:
                 "date": time.strftime("%Y-%m-%d"),
                 "commit": git_commit(),
                 "hardware": hardware(),
-                "clips": list(clips),
-                "families": list(families),
                 "chances": [chances(sample.metadata) for sample in samples],
-                # Clip, family, whether the answer is right, whether the question has a subject.
-                "questions": [
-                    [
-                        clips[sample.videos[0].name],
-                        families[sample.metadata["family"]],
-                        int(is_right(sample, text)),
-                        int("subject" in sample.metadata),
-                    ]
-                    for sample, text in zip(samples, given, strict=True)
-                ],
+                **counted(samples, given),
             }
             # Without a time inside, equal answers are equal files.
             packed = gzip.compress((json.dumps(results) + "\n").encode(), mtime=0)

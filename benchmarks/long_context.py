@@ -37,7 +37,7 @@ from ablation_report import Hits, difference, number, number_cells, row_of
 from ablations import digest_of, load_model, write_whole
 from plots import accuracy_plot
 from torch import Tensor
-from world_accuracy import answer, is_right, read_questions
+from world_accuracy import answer, counted, read_questions
 
 from hicom.data.features import FeatureStore, cache_features
 from hicom.inference import find_model
@@ -296,8 +296,6 @@ class Study:
             seen = ChosenFrames(store, test.frames)
             size = max(1, BATCH_FRAMES // num_frames)
             given = list(answer(model, processor, seen, samples, window=window, batch_size=size))
-        clips = {name: i for i, name in enumerate(dict.fromkeys(video.name for video in videos))}
-        families = {name: i for i, name in enumerate(dict.fromkeys(s.metadata["family"] for s in samples))}
         results = {
             "num_frames": num_frames,
             "window": window or processor.window,
@@ -306,19 +304,8 @@ class Study:
             "date": time.strftime("%Y-%m-%d"),
             "commit": git_commit(),
             "hardware": hardware(),
-            "clips": list(clips),
-            "families": list(families),
             "chance": [sample.metadata["chance"] for sample in samples],
-            # Clip, family, whether the answer is right, whether the question has a subject.
-            "questions": [
-                [
-                    clips[sample.videos[0].name],
-                    families[sample.metadata["family"]],
-                    int(is_right(sample, text)),
-                    int("subject" in sample.metadata),
-                ]
-                for sample, text in zip(samples, given, strict=True)
-            ],
+            **counted(samples, given),
         }
         write_whole(path, json.dumps(results) + "\n")
         return results
@@ -347,12 +334,6 @@ class Measured:
         """Right answers by clip and family."""
         return Hits.of(self.answers)
 
-    def of_family(self, family: str) -> Hits:
-        """Return the hits of one family."""
-        at = self.hits.families.index(family)
-        column = slice(at, at + 1)
-        return Hits(self.hits.clips, (family,), self.hits.right[:, column], self.hits.asked[:, column])
-
 
 def facts_of(line: Measured, base: Measured) -> dict[str, Any]:
     """Return the numbers of a line as JSON: accuracy, and the paired difference to `base`."""
@@ -364,7 +345,7 @@ def facts_of(line: Measured, base: Measured) -> dict[str, Any]:
         return {"n": int(ours.asked.sum()), "accuracy": interval(accuracy), "minus_32_frames": interval(change)}
 
     kept = ("num_frames", "window", "visual_tokens", "seconds_per_question", "date", "commit", "hardware")
-    families = {name: both(line.of_family(name), base.of_family(name)) for name in line.hits.families}
+    families = {name: both(line.hits.of_family(name), base.hits.of_family(name)) for name in line.hits.families}
     return {
         "model": line.model.name,
         "test": line.test.label,
@@ -407,7 +388,7 @@ def markdown(lines: Sequence[Measured], protocol: Protocol) -> str:
         if not here:
             continue
         families = here[0].hits.families
-        counts = ", ".join(f"{name} {int(here[0].of_family(name).asked.sum())}" for name in families)
+        counts = ", ".join(f"{name} {int(here[0].hits.of_family(name).asked.sum())}" for name in families)
         parts.append(f"## Clips of {LENGTHS[clips]}\n\nQuestions: {counts}.\n\n![accuracy](long-context-{clips}.svg)\n")
         for model in dict.fromkeys(line.model for line in here):
             own = [line for line in here if line.model == model]
@@ -416,7 +397,7 @@ def markdown(lines: Sequence[Measured], protocol: Protocol) -> str:
             table = [f"### {model.label}\n", row_of(head), "|---" * len(head) + "|"]
             for line in own:
                 _, mean, bounds = number_cells(number({0: line.hits}))
-                shares = [f"{100 * line.of_family(name).mean():.1f}" for name in families]
+                shares = [f"{100 * line.hits.of_family(name).mean():.1f}" for name in families]
                 _, *change = number_cells(difference({0: line.hits}, {0: base.hits}), "+")
                 change = ["", ""] if line is base else change
                 table.append(
@@ -428,7 +409,9 @@ def markdown(lines: Sequence[Measured], protocol: Protocol) -> str:
                 if line is base:
                     continue
                 cells = [
-                    "{1} ({2})".format(*number_cells(difference({0: line.of_family(f)}, {0: base.of_family(f)}), "+"))
+                    "{1} ({2})".format(
+                        *number_cells(difference({0: line.hits.of_family(f)}, {0: base.hits.of_family(f)}), "+")
+                    )
                     for f in families
                 ]
                 table.append(row_of([line.test.label, *cells]))

@@ -117,6 +117,25 @@ def chances(metadata: Mapping[str, Any]) -> tuple[float, float]:
     return metadata["chance"], metadata["chance"] if informed is None else informed
 
 
+def counted(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
+    """Return `clips`, `families` and `questions`, which `ablation_report.Hits` counts.
+
+    A question is its clip, its family, whether the answer is right, and whether the question has a subject.
+    """
+    clips = {name: i for i, name in enumerate(dict.fromkeys(sample.videos[0].name for sample in samples))}
+    families = {name: i for i, name in enumerate(dict.fromkeys(str(s.metadata["family"]) for s in samples))}
+    questions = [
+        [
+            clips[sample.videos[0].name],
+            families[str(sample.metadata["family"])],
+            int(is_right(sample, given)),
+            int("subject" in sample.metadata),
+        ]
+        for sample, given in zip(samples, answers, strict=True)
+    ]
+    return {"clips": list(clips), "families": list(families), "questions": questions}
+
+
 def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what is known of every family that was asked, and the mean over these families."""
     right: dict[str, list[bool]] = collections.defaultdict(list)

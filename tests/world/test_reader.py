@@ -18,6 +18,7 @@ from hicom.world.reader import (
     look_back,
     look_for_same,
     loss_of,
+    main,
     make_batch,
     new_reader,
     read,
@@ -190,6 +191,10 @@ def test_resumed_training_equals_uninterrupted(trained, tmp_path):
     assert not (tmp_path / "run.json").exists()
     with pytest.raises(ValueError, match="use the same settings, or another folder"):
         train(dataclasses.replace(CONFIG, batch=3), tmp_path)
+    with pytest.raises(SystemExit, match=r"error: .*use the same settings, or another folder"):
+        main(dataclasses.replace(CONFIG, batch=3), tmp_path, threads=torch.get_num_threads())
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        ReaderConfig(steps=0)
     resumed = train(CONFIG, tmp_path, num_eval_scenes=4)
     for (name, a), b in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), f"{name} differs after a resume"

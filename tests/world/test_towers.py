@@ -27,6 +27,7 @@ from hicom.world.towers import (
     evaluate,
     instruction_text,
     loss_of,
+    main,
     mark_labels,
     name_index,
     neighbour_patches,
@@ -91,6 +92,10 @@ def test_resumed_training_equals_uninterrupted(trained, tmp_path):
     assert not (tmp_path / "run.json").exists()
     with pytest.raises(ValueError, match="use the same settings, or another folder"):
         train(TowerConfig(steps=6, batch=5), tmp_path)
+    with pytest.raises(SystemExit, match=r"error: .*use the same settings, or another folder"):
+        main(TowerConfig(steps=6, batch=5), tmp_path, threads=torch.get_num_threads())
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        TowerConfig(steps=0)
     resumed = train(CONFIG, tmp_path, num_eval_clips=12)
     for (name, a), b in zip(towers.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), f"{name} differs after a resume"

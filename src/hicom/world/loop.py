@@ -19,10 +19,21 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hicom.optim import make_optimizer, parameter_groups
 
 HISTORY_EVERY = 50
+
+
+def as_command(train: Callable[[], object], threads: int) -> None:
+    """Run a training as a command: no progress bars of other libraries, and wrong input is one line."""
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    try:
+        train()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,9 @@ class StepsConfig:
         lr: peak learning rate; before it a linear warm-up, after it a cosine to zero.
         warmup: warm-up steps.
         weight_decay: of matrices.
+
+    Raises:
+        ValueError: there is nothing to do in a step, or no step.
     """
 
     steps: int
@@ -44,6 +58,11 @@ class StepsConfig:
     lr: float
     warmup: int
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def train_steps(

@@ -27,11 +27,10 @@ from numpy.random import Generator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
-from transformers.utils import logging
 
 from hicom.model.processing import CHAT_TEMPLATE
 from hicom.model.small_llm import add_chat_tokens, small_llm_config
-from hicom.world.loop import StepsConfig, train_steps
+from hicom.world.loop import StepsConfig, as_command, train_steps
 from hicom.world.questions import Asker, Question, article, side
 from hicom.world.scenes import Scene, SceneObject, WorldConfig, clip_seed, generator, make_scene
 from hicom.world.tokenizer import build_tokenizer
@@ -417,9 +416,7 @@ def main(config: tyro.conf.OmitArgPrefixes[ReaderConfig], out: Path = Path("runs
         out: folder for the model.
         threads: CPU threads of torch.
     """
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    train(config, out)
+    as_command(lambda: train(config, out), threads)
 
 
 if __name__ == "__main__":

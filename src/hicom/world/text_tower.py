@@ -11,7 +11,6 @@ tower stays as it is, and so do features that were kept.
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from hicom.model.assemble import read_towers
 from hicom.model.options import main_words
-from hicom.world.loop import StepsConfig, train_steps
+from hicom.world.loop import StepsConfig, as_command, train_steps
 from hicom.world.questions import fill
 from hicom.world.scenes import MARK_COLORS, NOUNS, generator
 from hicom.world.templates import COMPARING, HELD_OUT_TEMPLATES, TEMPLATES
@@ -268,12 +266,7 @@ def main(
         out: folder for the model.
         threads: CPU threads of torch.
     """
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    try:
-        train(config, towers, out)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    as_command(lambda: train(config, towers, out), threads)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
-from transformers.utils import logging
 
 from hicom.video import read_frames, write_video
-from hicom.world.loop import StepsConfig, train_steps
+from hicom.world.loop import StepsConfig, as_command, train_steps
 from hicom.world.questions import fill
 from hicom.world.render import Pixels, Renderer, bundled_sprites, mark_center, render
 from hicom.world.scenes import (
@@ -593,9 +592,7 @@ def main(config: tyro.conf.OmitArgPrefixes[TowerConfig], out: Path = Path("runs/
         out: folder for the model.
         threads: CPU threads of torch.
     """
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    train(config, out)
+    as_command(lambda: train(config, out), threads)
 
 
 if __name__ == "__main__":
