@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from hicom.world.dataset import World, files_of, make_dataset, masks, records, truth
+from hicom.world.dataset import World, ask, files_of, make_dataset, masks, records, truth
 from hicom.world.questions import FAMILIES
 from hicom.world.render import render
 from hicom.world.scenes import SPLITS, WorldConfig, split_config
@@ -83,9 +83,24 @@ def test_records_point_at_clips_and_tell_the_answer(written):
 
 
 def test_training_and_held_out_splits_have_files_of_their_own():
-    assert files_of("train") == ["align", "pretrain", "tune", "compare"]
+    assert files_of("train") == ["align", "pretrain", "tune", "choice", "compare"]
     for split in SPLITS[1:]:
         assert files_of(split) == ["align", "pretrain", "tune", "choice", "wording"]
+
+
+def test_training_asks_with_options_what_it_asks_without():
+    """Every question of the first round once more; an answer's letter stands for the open answer."""
+    for index in range(20):
+        asked, with_options = (ask(WORLD, "train", index, file) for file in ("tune", "choice"))
+        assert with_options, "every clip has questions"
+        assert all(question.form == "choice" for question in with_options)
+        assert [q.family for q in with_options] == [q.family for q in asked[: len(with_options)]]
+        for one, other in zip(with_options, asked, strict=False):
+            assert one.subject == other.subject
+            if other.form == "open":
+                assert one.text.startswith(other.text)
+                (option,) = (line[4:] for line in one.text.splitlines() if line.startswith(f"({one.answer})"))
+                assert option == other.answer
 
 
 def test_a_finished_data_set_says_what_it_is_and_is_left_alone(written):
@@ -104,6 +119,7 @@ def test_a_finished_data_set_says_what_it_is_and_is_left_alone(written):
         "val/videos/000001.mp4",
         "train/tune.jsonl",
         "train/compare.jsonl",
+        "train/choice.jsonl",
         "test/choice.jsonl",
         "test_long/truth.jsonl",
         "world.json",

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from ..train import Chain, TrainConfig
 from .finetune import finetune, finetune_lora, finetune_qlora
 from .published import published_recipes
-from .tiny import tiny, tiny_align, tiny_gpu, tiny_pretrain, tiny_tune
+from .tiny import tiny, tiny_align, tiny_gpu, tiny_options, tiny_pretrain, tiny_tune
 
 RECIPES: dict[str, Callable[[], TrainConfig | Chain]] = {
     "tiny": tiny,
     "tiny-align": tiny_align,
     "tiny-pretrain": tiny_pretrain,
     "tiny-tune": tiny_tune,
+    "tiny-options": tiny_options,
     "tiny-gpu": tiny_gpu,
     "finetune": finetune,
     "finetune-lora": finetune_lora,

@@ -85,6 +85,19 @@ def tiny_tune(root: str = "runs") -> TrainConfig:
     )
 
 
+def tiny_options(root: str = "runs") -> TrainConfig:
+    """Stage 3 once more, with options to pick from in four of ten questions. Command: `hicom train tiny-options`."""
+    return dataclasses.replace(
+        tiny_tune(root),
+        name="options",
+        out=f"{root}/tiny/options",
+        init=f"{root}/tiny/tune/model",
+        data=tiny_data(root, "tune", "compare", "choice"),
+        stage=tune(1e-3, injection_rate=1e-4, windows=TINY_WINDOWS),
+        steps=2500,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReaderSize:
     """The language model that reads (`hicom.world.reader`).
@@ -145,7 +158,7 @@ HELD_OUT_CLIPS = {"val": 500, "test": 2000, "test_pairs": 1000, "test_scenes": 1
 
 def tiny() -> FromNothing:
     """`hicom-tiny` from nothing: the world, the dual encoder and all stages. Command: `hicom train tiny`."""
-    return FromNothing(out="runs/tiny", stages=(tiny_align(), tiny_pretrain(), tiny_tune()))
+    return FromNothing(out="runs/tiny", stages=(tiny_align(), tiny_pretrain(), tiny_tune(), tiny_options()))
 
 
 def tiny_gpu() -> FromNothing:
@@ -155,6 +168,7 @@ def tiny_gpu() -> FromNothing:
         (tiny_align(root), 500),
         (tiny_pretrain(root), 2000),
         (tiny_tune(root), 40000),
+        (tiny_options(root), 10000),
     )
     larger = (dataclasses.replace(s, steps=steps, batch_size=256, bf16=True, workers=8) for s, steps in stages)
     wider = ReaderSize(steps=20000, hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8)

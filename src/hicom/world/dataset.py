@@ -6,7 +6,7 @@
     dst/{split}/pretrain.jsonl      instructions and descriptions
     dst/{split}/tune.jsonl          questions; open ones in held-out splits (the benchmark), some with options in train
     dst/{split}/compare.jsonl       train: when every object appears, and every two of them compared
-    dst/{split}/choice.jsonl        held-out splits: the same questions with options
+    dst/{split}/choice.jsonl        the same questions, all with options
     dst/{split}/wording.jsonl       held-out splits: questions in wordings that training never uses
     dst/{split}/truth.jsonl         objects, boxes, ways and events of every clip
     dst/{split}/masks.jsonl         on request: the mask of every object in every frame
@@ -47,12 +47,12 @@ from hicom.world.templates import HELD_OUT_TEMPLATES, TEMPLATES
 CHUNK = 25
 FILES = ("align", "pretrain", "tune", "choice", "wording", "compare")
 """What is written of a split; the place of a name decides what it draws, so new ones come last."""
-HELD_OUT_FILES, TRAINING_FILES = ("choice", "wording"), ("compare",)
+HELD_OUT_FILES, TRAINING_FILES = ("wording",), ("compare",)
 """Those of held-out splits only, and of training only."""
 CHOICE_SHARE = 0.25
-"""Share of the training questions that list options."""
+"""Share of the training questions in `tune.jsonl` that list options."""
 ROUNDS = 2
-"""Training clips are asked twice, with other words and other objects; held-out clips once."""
+"""Training clips are asked twice, with other words and other objects; with options and in held-out splits once."""
 RARE, EXTRA_ROUNDS = ("order", "before", "count", "neighbour", "needle", "generic"), 2
 """Families that few clips allow are asked more often in training."""
 
@@ -150,7 +150,7 @@ def ask(world: World, split: str, index: int, file: str) -> list[Question]:
     """What one file of a split asks about one clip."""
     scene = world.scene(split, index)
     found: list[Question] = []
-    for turn in range(ROUNDS if split == "train" else 1):
+    for turn in range(ROUNDS if split == "train" and file != "choice" else 1):
         # The same questions with and without options.
         rng = generator(*scene.seed, 1 + FILES.index("tune" if file == "choice" else file), turn)
         templates = TEMPLATES | HELD_OUT_TEMPLATES if file == "wording" else TEMPLATES
