@@ -60,7 +60,7 @@ def test_pieces_grow_into_the_answer_then_costs_then_a_picture(local: LocalBacke
     assert [update.picture is not None for update in updates[-3:]] == [False, False, True]
     costs = updates[-1].costs
     assert costs is not None
-    assert costs.num_visual_tokens == expected.num_visual_tokens == 14
+    assert costs.num_visual_tokens == expected.num_visual_tokens == 16
     assert costs.num_uncompressed_tokens == 512
     assert costs.num_prompt_tokens == expected.num_prompt_tokens
     assert costs.window == expected.window
@@ -103,7 +103,7 @@ def test_the_budget_is_kept_to_and_can_be_reached(local: LocalBackend, num_frame
 
 
 def test_budget_of_the_shipped_model(local: LocalBackend) -> None:
-    assert local.budget(8) == Budget(least=7, usual=14, most=512)
+    assert local.budget(8) == Budget(least=9, usual=16, most=512)
 
 
 def test_a_video_is_encoded_once(chat: VideoChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,11 +151,11 @@ def page(browser: Any, address: str) -> Iterator[Page]:
 
 def test_a_question_is_answered_with_its_costs_and_a_picture(page: Page, chat: VideoChat, tmp_path: Path) -> None:
     page.shot("empty")
-    assert page.text("plan") == "8 frames, 14 visual tokens of 512"
+    assert page.text("plan") == "8 frames, 16 visual tokens of 512"
     page.upload(DEMO)
     expected = chat.ask(DEMO, QUESTION)
     assert page.ask(QUESTION) == expected.text
-    assert "14 visual tokens of 512 without compression (36.6 times fewer)" in page.text("meter")
+    assert "16 visual tokens of 512 without compression (32.0 times fewer)" in page.text("meter")
     assert f"prompt {expected.num_prompt_tokens} tokens · answer {expected.num_new_tokens}" in page.text("meter")
     for part in ("decode", "vision encoder", "compressor", "LLM"):
         assert re.search(rf"{part}\s+[\d,]+ ms", page.text("times")), part
@@ -269,7 +269,7 @@ def test_a_model_behind_an_endpoint(browser: Any) -> None:
         page = Page(tab, f"http://127.0.0.1:{second}/")
         page.upload(DEMO)
         assert page.ask(QUESTION) == "red"
-        assert "14 visual tokens of 512" in page.text("meter")
+        assert "16 visual tokens of 512" in page.text("meter")
         assert re.search(r"first token\s+[\d,]+ ms", page.text("times"))
         assert not page.has_picture()
         page.shot("endpoint")

@@ -36,7 +36,7 @@ from hicom.world.scenes import (
 
 # Change only when the world changes on purpose: then put the new values here and note it in the changelog.
 TRUTH_SHA256 = "441bc84d931edfcbdb5564b0e4806c060d0cfc3fbe405f441b338fa80ee92447"
-RECORDS_SHA256 = "10de4debf1704714a8d88155d506ac3d33e659d01be75b0193dad858e484dfac"
+RECORDS_SHA256 = "9e3ecfd05200e7125b86dea5e5a06e8a04ed50bbc016c3f37bc6df52b799d820"
 TRAINING_RECORDS_SHA256 = "07e7fb55f852db1521fd8e0ab74a8bd97ef411a72cb93de12272d9dfe10da9dd"
 MASKS_SHA256 = "cd20f06c84a2bf4cc973d88378ee2108b7730f18cb14b45959d3d1dfed96dfb2"
 
