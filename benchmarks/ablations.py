@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import gzip
 import hashlib
 import json
@@ -30,8 +29,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -42,9 +40,9 @@ from ablation_report import Cell, Comparison, Entry, Report, Table
 from plots import accuracy_plot
 from world_accuracy import answer, chances, counted, read_questions
 
-from hicom.data.cache import locked
 from hicom.data.features import FeatureStore, cache_features, feature_key
 from hicom.data.records import read_records
+from hicom.locks import claimed, locked
 from hicom.model.baselines import build_compressor
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window
@@ -601,19 +599,6 @@ class Place:
                 write_whole(self.questions, "\n".join(kept) + "\n")
 
 
-@contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock if it is free, and say so; the system gives it back even after `kill -9`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -755,12 +740,13 @@ class Job:
     def advance(self) -> bool:
         """Train and ask what is missing; return False where another process is at it."""
         for stage in self.stages:
-            with try_lock(self.place.out / "locks" / stage.digest) as is_free:
+            with claimed(make_parent(self.place.out / "locks" / stage.digest), wait=False) as is_free:
                 if not is_free:
                     return False
                 if not stage.is_finished:
                     self.train(stage)
-        with try_lock(self.place.out / "locks" / f"{self.stages[-1].digest}-answers") as is_free:
+        lock = make_parent(self.place.out / "locks" / f"{self.stages[-1].digest}-answers")
+        with claimed(lock, wait=False) as is_free:
             if not is_free:
                 return False
             if not self.is_done:

@@ -296,7 +296,7 @@ FAULTS = [
     ),
     Fault(
         "every process computes all features",
-        FEATURES,
+        "hicom/locks.py",
         "            yield False",
         "            yield True",
         "tests/train/test_scale.py::test_processes_share_the_computation_of_features",

@@ -11,6 +11,7 @@ import hicom
 
 LEVELS = {
     "video": 0,
+    "locks": 0,
     "optim": 0,
     "provenance": 0,
     "tables": 0,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -184,3 +187,39 @@ def test_a_published_chain_runs_in_small(tmp_path: Path, kind: str) -> None:
     rate = paper_rate if kind == "paper" else release_rate
     moved = {n for n, _ in model.named_parameters() if any(rate(n, stage) > 0 for stage in STAGES)}
     assert changed == moved
+
+
+# `hicom train tiny` in small: the same code, fewer clips and steps.
+TINY_SCRIPT = """
+import dataclasses, importlib
+from hicom.train import run
+if __name__ == "__main__":
+    recipe = importlib.import_module("hicom.recipes.tiny")
+    recipe.HELD_OUT_CLIPS = {"val": 2, "test": 2}
+    chain = recipe.tiny()
+    small = {"steps": 1, "batch_size": 2, "global_batch_size": 4, "per_video": 2}
+    stages = tuple(dataclasses.replace(stage, **small) for stage in chain.stages)
+    sizes = {"num_clips": 24, "tower_steps": 1, "text_steps": 1, "reader": recipe.ReaderSize(steps=1)}
+    run(dataclasses.replace(chain, stages=stages, **sizes))
+"""
+
+
+@pytest.mark.dist
+def test_hicom_tiny_from_nothing_in_small(tmp_path: Path) -> None:
+    """Two processes make clips, towers, a language model that reads, and train all stages; again, nothing is done."""
+    script = tmp_path / "script.py"
+    script.write_text(TINY_SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    runs = tmp_path / "runs"
+    stages = {name: runs / "tiny" / name / "run.json" for name in ("align", "pretrain", "tune", "options")}
+    stamps = {name: json.loads(path.read_text("utf-8")) for name, path in stages.items()}
+    for stamp in stamps.values():
+        assert (stamp["status"], stamp["accumulate"], stamp["hardware"]["processes"]) == ("finished", 1, 2)
+    assert all((runs / name / "run.json").is_file() for name in ("towers", "reader"))
+    model = HIComForConditionalGeneration.from_pretrained(runs / "tiny" / "options" / "model")
+    assert (model.config.num_pointers, model.config.num_word_pointers) == (4, 2)
+    times = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == times

@@ -1278,7 +1278,6 @@ def eval_run(
     check_data_folders(tasks, data_root, records, root)
     chosen = [lookup("task", name, TASKS) for name in tasks]
     check_positive({"--judge-concurrency": judge.judge_concurrency})
-    from hicom.data.cache import locked
     from hicom.eval.judge import PROMPTS, read_prompts
     from hicom.eval.records import read_all_records
     from hicom.eval.report import results_page, summary_rows
@@ -1292,6 +1291,7 @@ def eval_run(
         is_answered,
         judge_answers,
     )
+    from hicom.locks import locked
 
     options = RunOptions(
         num_frames=num_frames,

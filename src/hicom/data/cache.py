@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..locks import locked
 
 NUM_LOCKS = 64
 """Entries share these lock files, so that their number does not grow with the number of videos."""
@@ -139,14 +140,6 @@ class FeatureCache:
                     return
                 path.unlink(missing_ok=True)
                 excess -= size
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system gives back even after `kill -9`; wait for another holder."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def content_digest(source: Any) -> str | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..locks import claimed, locked
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..video import VideoError
-from .cache import locked
 
 logger = logging.getLogger(__name__)
 
@@ -135,18 +133,6 @@ def stamp(video: Path) -> list[int]:
 def part_of(video: Path) -> int:
     """Return the number of the part that a video is in when processes share the work."""
     return hashlib.blake2b(str(video.resolve()).encode(), digest_size=1).digest()[0] % NUM_PARTS
-
-
-@contextmanager
-def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold an exclusive lock if no other process does, or wait for it; yield whether it is held."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def tower_digest(model: HIComForConditionalGeneration) -> str:

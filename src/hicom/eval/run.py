@@ -25,10 +25,11 @@ import transformers
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data.cache import content_digest, locked
+from ..data.cache import content_digest
 from ..encoding import EncodedVideo
 from ..endpoint import Endpoint, EndpointError
 from ..inference import VideoChat, find_model
+from ..locks import locked
 from ..model.ops import Window
 from ..provenance import git_commit, short_commit
 from ..video import VideoError

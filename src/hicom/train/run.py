@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import fcntl
 import json
 import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,11 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from ..data.cache import locked
 from ..data.collate import Collator, GroupedSampler, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
 from ..data.mixture import not_skipped, read_skip_list, read_sources
+from ..locks import locked, owned
 from ..model.convert import is_official, resolve_folder
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
@@ -66,7 +64,7 @@ def run(config: TrainConfig | Chain) -> Path:
         return run_chain(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    with owned(out):
+    with owned(out) if is_main() else nullcontext():
         stamp = open_stamp(out, config)
         model_folder = out / "model"
         if stamp["status"] != "finished":
@@ -94,30 +92,6 @@ def run_chain(chain: Chain) -> Path:
         model = run(stage)
     assert model is not None
     return model
-
-
-@contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the system gives it back even after `kill -9`.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    if not is_main():
-        yield
-        return
-    with (out / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"the run folder {out} is in use by process {file.read().strip()}; stop it, or choose another out"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def is_main() -> bool:

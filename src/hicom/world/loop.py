@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -21,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hicom.locks import owned
 from hicom.optim import make_optimizer, parameter_groups
 
 HISTORY_EVERY = 50
@@ -34,6 +41,64 @@ def as_command(train: Callable[[], object], threads: int) -> None:
         train()
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+@contextmanager
+def beside(train: Callable[..., object], *arguments: object) -> Iterator[None]:
+    """Train one thing in a process of its own while the body trains another, each with half of the threads.
+
+    Args:
+        train: a function of a module.
+        arguments: of `train`.
+
+    Raises:
+        Exception: what `train` raises.
+        RuntimeError: its process was killed.
+    """
+    before = torch.get_num_threads()
+    threads = max(1, before // 2)
+    context = multiprocessing.get_context("spawn")  # forking a process that has used torch threads can hang
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_train_alone, args=(sender, threads, train, arguments), daemon=True)
+    process.start()
+    sender.close()
+    torch.set_num_threads(threads)
+    try:
+        yield
+        try:
+            error = receiver.recv()
+        except EOFError:
+            process.join()
+            raise RuntimeError(f"the process that trained beside this one ended with {process.exitcode}") from None
+        if error is not None:
+            raise error
+    finally:
+        torch.set_num_threads(before)
+        process.terminate()
+        process.join()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _train_alone(sender: Connection, threads: int, train: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """Train in this process, which ends with the one that started it; send the error, or None."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # Also after `kill -9` of the parent: what it would start anew must not be held by this one.
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    error = None
+    # One progress bar on the terminal is enough.
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        try:
+            train(*arguments)
+        except Exception as caught:
+            error = caught
+    sender.send(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,68 +160,68 @@ def train_steps(
         save_every_s: seconds between checkpoints.
 
     Raises:
-        ValueError: `out` holds a run of another configuration.
+        ValueError: `out` holds a run of another configuration, or another process trains in it.
     """
-    device = next(module.parameters()).device
-    groups = parameter_groups(module, module.parameters(), config.lr, config.weight_decay, use_muon=use_muon)
-    optimizer, settings = make_optimizer(groups), asdict(config)
-    step, steps, spent = 0, config.steps, 0.0
-    history: list[dict[str, float]] = []
-    if (out / "resume.pt").exists():
-        state = torch.load(out / "resume.pt", weights_only=True, map_location=device)
-        if state["config"] != settings:
-            raise ValueError(f"{out} holds a run with {state['config']}: use the same settings, or another folder")
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent, history = state["step"], state["spent"], state["history"]
-    out.mkdir(parents=True, exist_ok=True)
+    with owned(out):
+        device = next(module.parameters()).device
+        groups = parameter_groups(module, module.parameters(), config.lr, config.weight_decay, use_muon=use_muon)
+        optimizer, settings = make_optimizer(groups), asdict(config)
+        step, steps, spent = 0, config.steps, 0.0
+        history: list[dict[str, float]] = []
+        if (out / "resume.pt").exists():
+            state = torch.load(out / "resume.pt", weights_only=True, map_location=device)
+            if state["config"] != settings:
+                raise ValueError(f"{out} holds a run with {state['config']}: use the same settings, or another folder")
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            step, spent, history = state["step"], state["spent"], state["history"]
 
-    begin = saved = time.monotonic()
-    columns = (TextColumn(name), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=steps, completed=step, loss="")
-        while step < steps and step != stop_after:
-            for group in optimizer.param_groups:
-                rising, falling = min(1.0, (step + 1) / config.warmup), 0.5 * (1 + math.cos(math.pi * step / steps))
-                group["lr"] = config.lr * rising * falling
-            loss = loss_of_step(step)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            now = time.monotonic()
-            if step % HISTORY_EVERY == 0:
-                history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(spent + now - begin)})
-                (out / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-            progress.update(task, completed=step, loss=f"loss {loss.item():.3f}")
-            if now - saved > save_every_s or step in (stop_after, steps):
-                # Weights first, the state that resumes last: a kill in between costs the time since the last one.
-                model.save_pretrained(out)
-                tokenizer.save_pretrained(out)
-                partial = out / "resume.pt.part"
-                torch.save(
-                    {
-                        "config": settings,
-                        "step": step,
-                        "spent": spent + now - begin,
-                        "history": history,
-                        "module": module.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                    partial,
-                )
-                partial.replace(out / "resume.pt")
-                saved = now
-    if step < steps:
-        return
-    run = {
-        "command": " ".join(sys.argv),
-        "config": settings,
-        "seconds": round(spent + time.monotonic() - begin),
-        "threads": torch.get_num_threads(),
-        "versions": {package: version(package) for package in ("torch", "transformers", "numpy")},
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "metrics": measure(),
-    }
-    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+        begin = saved = time.monotonic()
+        columns = (TextColumn(name), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+        with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("", total=steps, completed=step, loss="")
+            while step < steps and step != stop_after:
+                for group in optimizer.param_groups:
+                    rising, falling = min(1.0, (step + 1) / config.warmup), 0.5 * (1 + math.cos(math.pi * step / steps))
+                    group["lr"] = config.lr * rising * falling
+                loss = loss_of_step(step)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                optimizer.step()
+                step += 1
+                now = time.monotonic()
+                if step % HISTORY_EVERY == 0:
+                    history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(spent + now - begin)})
+                    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+                progress.update(task, completed=step, loss=f"loss {loss.item():.3f}")
+                if now - saved > save_every_s or step in (stop_after, steps):
+                    # Weights first, the state that resumes last: a kill in between costs the time since the last one.
+                    model.save_pretrained(out)
+                    tokenizer.save_pretrained(out)
+                    partial = out / "resume.pt.part"
+                    torch.save(
+                        {
+                            "config": settings,
+                            "step": step,
+                            "spent": spent + now - begin,
+                            "history": history,
+                            "module": module.state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                        },
+                        partial,
+                    )
+                    partial.replace(out / "resume.pt")
+                    saved = now
+        if step < steps:
+            return
+        run = {
+            "command": " ".join(sys.argv),
+            "config": settings,
+            "seconds": round(spent + time.monotonic() - begin),
+            "threads": torch.get_num_threads(),
+            "versions": {package: version(package) for package in ("torch", "transformers", "numpy")},
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "metrics": measure(),
+        }
+        (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
