@@ -225,6 +225,13 @@ def test_the_command_prints_every_way(folder: Path, capsys: pytest.CaptureFixtur
     assert f"{own['total'] / 1e6:.2f}" in said
 
 
+def test_a_model_with_every_option_can_be_estimated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `hicom-tiny` is, with evidence, motion and pointers at words; no option needs the numbers in a tensor."""
+    records = str(folder / "records.jsonl")
+    assert main(["train", "finetune", "--init", "hicom-tiny", "--data.records", records, "--estimate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sample"]["visual_tokens"] == 16
+
+
 def test_missing_records_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", "tiny-pretrain", "--init", str(folder / "model"), "--data.records", "gone.jsonl", "--estimate"]
     assert main(args) == 0

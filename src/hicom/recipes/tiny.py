@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,14 +149,22 @@ class FromNothing(Chain):
 
         root = Path(self.root)
         make_dataset(root / "world", HELD_OUT_CLIPS | {"train": self.num_clips}, make_world(self.seed))
-        has_reader = (root / "reader" / "run.json").exists()
-        config = reader.ReaderConfig(**dataclasses.asdict(self.reader), seed=self.seed)
-        # Either takes long on one core, gains little from a second one, and neither needs the other.
-        with nullcontext() if has_reader else beside(reader.train, config, root / "reader"):
-            if not (root / "towers" / "run.json").exists():
-                towers.train(towers.TowerConfig(steps=self.tower_steps, seed=self.seed), root / "frames")
-                lesson = text_tower.TextTowerConfig(steps=self.text_steps, seed=self.seed)
-                text_tower.train(lesson, root / "frames", root / "towers")
+
+        def train_towers() -> None:
+            towers.train(towers.TowerConfig(steps=self.tower_steps, seed=self.seed), root / "frames")
+            lesson = text_tower.TextTowerConfig(steps=self.text_steps, seed=self.seed)
+            text_tower.train(lesson, root / "frames", root / "towers")
+
+        reading = reader.ReaderConfig(**dataclasses.asdict(self.reader), seed=self.seed), root / "reader"
+        is_missing = {name: not (root / name / "run.json").exists() for name in ("towers", "reader")}
+        if all(is_missing.values()):
+            # Either takes long on one core, gains little from a second one, and neither needs the other.
+            with beside(reader.train, *reading):
+                train_towers()
+        elif is_missing["towers"]:
+            train_towers()
+        elif is_missing["reader"]:
+            reader.train(*reading)
         return None
 
 

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
@@ -52,7 +53,7 @@ def beside(train: Callable[..., object], *arguments: object) -> Iterator[None]:
         arguments: of `train`.
 
     Raises:
-        Exception: what `train` raises.
+        Exception: what `train` raised, once the body is through.
         RuntimeError: its process was killed.
     """
     before = torch.get_num_threads()
@@ -97,6 +98,7 @@ def _train_alone(sender: Connection, threads: int, train: Callable[..., object],
         try:
             train(*arguments)
         except Exception as caught:
+            caught.add_note(traceback.format_exc())  # which is lost on the way to the other process
             error = caught
     sender.send(error)
 
