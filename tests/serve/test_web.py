@@ -195,7 +195,7 @@ def test_frames_and_budget(page: Page) -> None:
     assert 20 < int(found[1]) <= 40
     page.shot("budget")
     page.set_slider("budget", 3)
-    page.tab.wait_for_function("document.querySelector('#plan').innerText.includes('need at least 7')")
+    page.tab.wait_for_function("document.querySelector('#plan').innerText.includes('need at least 9')")
 
 
 def test_what_is_wrong_is_told_and_the_question_stays(page: Page, tmp_path: Path) -> None:
