@@ -1,6 +1,6 @@
 """Ship trained models inside the package.
 
-`python benchmarks/embed.py model --model runs/tiny/tune/model --results FILE` copies the model to
+`python benchmarks/embed.py model --model runs/tiny/options/model --results FILE` copies the model to
 `src/hicom/assets/hicom-tiny/`, renders the demo clip from a seed that no split of the training world uses, and puts the
 measured results, the runs and their curves into `docs/hicom-tiny.md` and the model card.
 

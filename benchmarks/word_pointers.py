@@ -7,7 +7,8 @@ keeps names apart, and both learn from comparisons (`compare.jsonl`).
 
 One command makes what is missing and goes on after `kill -9`; `--rows words` and `--rows whole` started side by side
 share the work of a seed. Writes `word-pointers.json` and `word-pointers.md` to `docs/results/` once both rows of a seed
-are answered. Needs the world (`hicom world make runs/world`). About 40 minutes of a CPU core for a row and seed.
+are answered. Needs the world (`hicom world make runs/world --train 40000`). About 40 minutes of a CPU core for a row
+and seed.
 
     OUT/ROW-SEED/align, pretrain, tune    training runs (`hicom.train`)
     OUT/ROW-SEED/answers.json             right and wrong answers
@@ -118,7 +119,7 @@ class Trained:
         """Train and ask what is missing."""
         if self.answers_path.exists():
             return
-        for config in self.stages():
+        for config in list(self.stages()):  # wrong steps of the last one are said before the first one trains
             logger.info("%s, seed %d: %s", self.row, self.seed, config.name)
             folder = run(config)
         model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -228,4 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"word_pointers: error: {error}")

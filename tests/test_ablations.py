@@ -20,16 +20,8 @@ import torch
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.train.assemble import assemble
 from media import write_video
+from studies import load, unload
 from toy_training import ANSWERS, make_towers
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    """Import a benchmark; they are scripts that import each other by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return __import__(name)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,8 +30,7 @@ def only_here() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-    for name in ("ablations", "ablation_report", "plots", "world_accuracy"):
-        sys.modules.pop(name, None)
+    unload()
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,13 @@ import torch
 
 from hicom.data.features import FeatureStore
 from hicom.model.ops import sinusoidal_table
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from studies import load, unload
 
 
 @pytest.fixture(scope="module")
 def study() -> Iterator[ModuleType]:
-    """The benchmark, a script that imports others by name; none of them is left behind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield __import__("long_context")
-    for name in ("long_context", "ablations", "ablation_report", "plots", "world_accuracy"):
-        sys.modules.pop(name, None)
+    yield load("long_context")
+    unload()
 
 
 def test_frames_are_the_librarys_choice(study: ModuleType) -> None:

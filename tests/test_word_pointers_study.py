@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,18 +11,13 @@ from types import ModuleType
 import pytest
 
 from hicom.world.dataset import World, make_dataset
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from studies import load, unload
 
 
 @pytest.fixture(scope="module")
 def study() -> Iterator[ModuleType]:
-    """The benchmark, a script that imports others by name; none of them is left behind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield __import__("word_pointers")
-    for name in ("word_pointers", "ablations", "ablation_report", "plots", "world_accuracy"):
-        sys.modules.pop(name, None)
+    yield load("word_pointers")
+    unload()
 
 
 def trained(study: ModuleType, row: str, out: Path, seed: int = 0) -> object:

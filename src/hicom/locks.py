@@ -30,21 +30,15 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
 @contextmanager
 def owned(out: Path) -> Iterator[None]:
-    """Hold a run folder, made here if it is not there, for this process.
+    """Hold a run folder for this process.
 
     Raises:
         ValueError: another process holds it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"the run folder {out} is in use by process {file.read().strip()}; stop it, or choose another out"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    path = out / "lock"
+    with claimed(path, wait=False) as is_mine:
+        if not is_mine:
+            holder = path.read_text("utf-8").strip()
+            raise ValueError(f"the run folder {out} is in use by process {holder}; stop it, or choose another out")
+        path.write_text(str(os.getpid()), "utf-8")
         yield

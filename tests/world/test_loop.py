@@ -35,10 +35,9 @@ if __name__ == "__main__":
 """
 
 
-def test_two_train_side_by_side_and_none_waits_for_the_other(tmp_path: Path) -> None:
+def test_what_is_trained_beside_is_the_same(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     with beside(train, CONFIG, tmp_path / "beside"):
-        # The body goes on while the other process starts; what it trains here is the same.
         train(CONFIG, tmp_path / "here", num_eval_scenes=1)
         assert torch.get_num_threads() == max(1, threads // 2)
     assert torch.get_num_threads() == threads
@@ -56,8 +55,16 @@ def test_an_error_of_either_is_the_error_of_both(tmp_path: Path) -> None:
     ):
         pass
     endless = dataclasses.replace(CONFIG, steps=10**6)
-    with pytest.raises(KeyError, match="of the body"), beside(train, endless, tmp_path / "endless"):
+    # Neither waits for the other: an endless one does not keep the body from its error.
+    lock = tmp_path / "endless" / "lock"
+
+    def fail_once_both_train() -> None:
+        while not (lock.exists() and lock.read_text("utf-8")):
+            time.sleep(0.05)
         raise KeyError("of the body")
+
+    with pytest.raises(KeyError, match="of the body"), beside(train, endless, lock.parent):
+        fail_once_both_train()
     with owned(tmp_path / "endless"):
         pass  # the process beside is gone, and so is its lock
 

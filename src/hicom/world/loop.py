@@ -164,6 +164,7 @@ def train_steps(
     Raises:
         ValueError: `out` holds a run of another configuration, or another process trains in it.
     """
+    out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         device = next(module.parameters()).device
         groups = parameter_groups(module, module.parameters(), config.lr, config.weight_decay, use_muon=use_muon)
