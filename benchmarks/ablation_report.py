@@ -204,6 +204,47 @@ def difference(hits: Mapping[int, Hits], others: Mapping[int, Hits]) -> Number |
     return over_seeds(means, [hits[seed].draws - others[seed].draws for seed in seeds], seeds)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two cells and their paired difference, of one family or of the mean over families.
+
+    Attributes:
+        name: of the family, or `mean`.
+        n: questions of one seed.
+        ours: the first cell.
+        theirs: the other one.
+        change: the first minus the other.
+    """
+
+    name: str
+    n: int
+    ours: Number
+    theirs: Number
+    change: Number
+
+    def cells(self) -> list[str]:
+        """Return name, n, both means and the difference with its interval, in percent."""
+        shares = [f"{100 * value.mean:.1f}" for value in (self.ours, self.theirs)]
+        return [self.name, str(self.n), *shares, *number_cells(self.change, "+")[1:]]
+
+
+def pairs_of(hits: Mapping[int, Hits], others: Mapping[int, Hits]) -> list[Pair]:
+    """Compare two cells family by family, and their means last.
+
+    Raises:
+        ValueError: no seed has both, or they were asked about different clips.
+    """
+    pairs = []
+    for name in (*next(iter(hits.values())).families, "mean"):
+        both = [{s: h if name == "mean" else h.of_family(name) for s, h in each.items()} for each in (hits, others)]
+        ours, theirs = (number(each) for each in both)
+        change = difference(*both)
+        if ours is None or theirs is None or change is None:
+            raise ValueError(f"{name}: there is no seed for which both are measured")
+        pairs.append(Pair(name, int(next(iter(both[0].values())).asked.sum()), ours, theirs, change))
+    return pairs
+
+
 def verdict(ours: Number | None, paper: float | None) -> str:
     """Say whether the sign of a difference is the paper's, and whether its interval leaves a doubt."""
     if ours is None:

@@ -21,21 +21,16 @@ import dataclasses
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from ablation_report import Hits, difference, number, number_cells, row_of
+from ablation_report import Hits, pairs_of, row_of
 from ablations import write_whole
-from world_accuracy import answer, counted, read_questions
+from world_accuracy import answers_of
 
-from hicom.data.features import cache_features
-from hicom.model.modeling import HIComForConditionalGeneration
-from hicom.model.processing import HIComProcessor
-from hicom.provenance import git_commit, hardware, short_commit
+from hicom.provenance import short_commit
 from hicom.recipes.tiny import tiny_align, tiny_parts, tiny_pretrain, tiny_tune
 from hicom.train import TrainConfig, run
 
@@ -122,22 +117,8 @@ class Trained:
         for config in list(self.stages()):  # wrong steps of the last one are said before the first one trains
             logger.info("%s, seed %d: %s", self.row, self.seed, config.name)
             folder = run(config)
-        model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        processor = HIComProcessor.from_pretrained(folder)
-        samples = read_questions(self.world, "test", num_clips=self.num_clips)
-        videos = [video for sample in samples for video in sample.videos]
-        store = cache_features(model, processor, videos, self.cache, num_frames=processor.num_frames)
-        given = list(answer(model, processor, store, samples))
-        found = {
-            "steps": dataclasses.asdict(self.steps),
-            "num_clips": self.num_clips,
-            "visual_tokens": processor.token_count(processor.num_frames),
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": git_commit(),
-            "hardware": hardware(),
-            **counted(samples, given),
-        }
+        found = answers_of(folder, self.world, self.cache, num_clips=self.num_clips)
+        found = {"steps": dataclasses.asdict(self.steps), **found}
         write_whole(self.answers_path, json.dumps(found) + "\n")
 
 
@@ -161,24 +142,18 @@ def report(pairs: dict[int, tuple[dict[str, Any], dict[str, Any]]], results: Pat
         results: folder of the report.
     """
     hits = [{seed: Hits.of(pair[i]) for seed, pair in pairs.items()} for i in range(2)]
-    families = next(iter(hits[0].values())).families
-    lines, facts = [], {}
-    head = ["", "n", *ROWS.values(), "difference", "95 % interval, paired"]
-    for name in (*families, "mean"):
-        ours, theirs = ({s: h.of_family(name) if name != "mean" else h for s, h in each.items()} for each in hits)
-        of_ours, of_theirs, change = number(ours), number(theirs), difference(ours, theirs)
-        assert of_ours is not None
-        assert of_theirs is not None
-        assert change is not None
-        asked = int(next(iter(ours.values())).asked.sum())
-        shares = [f"{100 * value.mean:.1f}" for value in (of_ours, of_theirs)]
-        lines.append(row_of([name, str(asked), *shares, *number_cells(change, "+")[1:]]))
-        facts[name] = {
-            "n": asked,
-            "words": of_ours.mean,
-            "whole": of_theirs.mean,
-            "difference": {"mean": change.mean, "low": change.low, "high": change.high},
+    compared = pairs_of(*hits)
+    facts = {
+        pair.name: {
+            "n": pair.n,
+            "words": pair.ours.mean,
+            "whole": pair.theirs.mean,
+            "difference": {"mean": pair.change.mean, "low": pair.change.low, "high": pair.change.high},
         }
+        for pair in compared
+    }
+    head = ["", "n", *ROWS.values(), "difference", "95 % interval, paired"]
+    lines = [row_of(pair.cells()) for pair in compared]
     first = next(iter(pairs.values()))[0]
     text = HEAD.format(
         **first["steps"],

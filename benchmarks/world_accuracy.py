@@ -213,6 +213,38 @@ def evaluate(
     return {"seconds_per_question": seconds / len(samples), "families": families}
 
 
+def answers_of(
+    folder: Path, world: Path, cache: Path, *, num_clips: int | None = None, window: Window | None = None
+) -> dict[str, Any]:
+    """Return a trained model's answers to the open questions of split `test`, and what they were made with.
+
+    Args:
+        folder: of the model.
+        world: folder of the data set.
+        cache: folder of vision features.
+        num_clips: only questions about the first so many clips.
+        window: (T, H, W) in place of the model's.
+
+    Returns:
+        `num_clips`, `visual_tokens`, `date`, `commit`, `hardware`, and what `counted` returns.
+    """
+    model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    processor = HIComProcessor.from_pretrained(folder)
+    samples = read_questions(world, "test", num_clips=num_clips)
+    videos = [video for sample in samples for video in sample.videos]
+    store = cache_features(model, processor, videos, cache, num_frames=processor.num_frames)
+    given = list(answer(model, processor, store, samples, window=window))
+    return {
+        "num_clips": num_clips,
+        "visual_tokens": processor.token_count(processor.num_frames, window),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git_commit(),
+        "hardware": hardware(),
+        **counted(samples, given),
+    }
+
+
 def main() -> None:
     """Evaluate one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -78,7 +78,7 @@ def test_a_run_in_small(study: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("this was done before")
 
-    monkeypatch.setattr(study, "answer", refuse)
+    monkeypatch.setattr(study, "answers_of", refuse)
     monkeypatch.setattr(study, "run", refuse)
     assert study.main(command) == 0
     assert (tmp_path / "results" / "word-pointers.md").read_text("utf-8") == report
