@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 
-def git_commit() -> str | None:
-    """Return the commit of the source tree, marked where it has changes; None outside of a repository."""
-    folder = Path(__file__).parent
+def git_commit(folder: Path = Path(__file__).parent) -> str | None:
+    """Return the commit of a source tree, with `-dirty` where it has changes; None outside of a repository.
+
+    Changes in `docs` do not count: nothing there runs, and benchmarks write their results to it.
+
+    Args:
+        folder: inside the tree.
+    """
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        found = [
+            subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs"],
+            )
+        ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    commit, changes = found
+    return f"{commit}-dirty" if changes else commit
 
 
 def short_commit(commit: str | None) -> str:
