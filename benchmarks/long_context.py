@@ -6,7 +6,7 @@ frames), as those that the copy is trained on, and longer ones (64 s, 128 frames
 encoded once; which of them a test sees, the library's own frame choice says.
 
 One command makes what is missing, goes on after `kill -9`, and writes `long-context.json`, `long-context.md` and plots
-to `docs/results/` after every test. About half an hour on one CPU core.
+to `docs/results/` after every test. About a quarter of an hour on one CPU core.
 
     OUT/train, OUT/long, OUT/longer    clips and questions
     OUT/features                       vision features
