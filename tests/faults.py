@@ -8,14 +8,17 @@ longer applies, or that its test no longer notices, is an error: then either the
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 OPS, COMPRESSOR = "hicom/model/ops.py", "hicom/model/compressor.py"
@@ -962,22 +965,58 @@ FAULTS = [
 ]
 
 
+# Imports are most of a short test, so they happen once: the test of a fault runs in a fork of a process that has
+# imported what hicom imports, and no part of hicom.
+NO_PROOF = 70
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "av",
+        "pytest",
+        "torch",
+        "transformers.models.clip.modeling_clip",
+        "transformers.models.qwen2.modeling_qwen2",
+        "transformers.models.siglip.modeling_siglip",
+        "transformers.processing_utils",
+        "transformers.trainer",
+    ]
+)
+
+
+def run_tests(tests: list[str], source: Path, output: Path) -> None:
+    """Run tests of the package in `source`, and exit as pytest does; all that is said goes to a file."""
+    with output.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    status = NO_PROOF
+    try:
+        assert "hicom" not in sys.modules, "hicom was imported before its fault was made"
+        os.environ.update(PYTHONPATH=str(source), PYTHONDONTWRITEBYTECODE="1")
+        sys.dont_write_bytecode = True
+        sys.path.insert(0, str(source))
+        os.chdir(ROOT)
+        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", "", *tests]))
+    except BaseException:
+        traceback.print_exc()
+    # An error here would have the status of a test that failed.
+    sys.exit(status)
+
+
 def run(fault: Fault) -> tuple[bool, str]:
     """Return whether the fault's test notices it, and the first line of what it says."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "src"
+        copy, output = Path(folder) / "src", Path(folder) / "output"
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "hicom-*"))
         source = (copy / fault.path).read_text(encoding="utf-8")
         if source.count(fault.old) < 1:
             raise ValueError(f"{fault.what}: {fault.path} no longer holds {fault.old!r}")
         (copy / fault.path).write_text(source.replace(fault.old, fault.new), encoding="utf-8")
-        tests = fault.test.split(" or ")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", "", *tests]
-        environment = dict(os.environ, PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    message = re.search(r"^E\s+(\S.*)$", result.stdout, re.MULTILINE)
-    # Exit code 1: tests ran and some failed. Anything else is no proof.
-    return result.returncode == 1, message.group(1) if message else result.stdout.strip()[-200:]
+        process = FORKS.Process(target=run_tests, args=(fault.test.split(" or "), copy, output))
+        process.start()
+        process.join()
+        said = output.read_text(encoding="utf-8", errors="replace")
+    message = re.search(r"^E\s+(\S.*)$", said, re.MULTILINE)
+    return process.exitcode == pytest.ExitCode.TESTS_FAILED, message.group(1) if message else said.strip()[-200:]
 
 
 def main(words: str) -> int:

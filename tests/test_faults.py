@@ -1,5 +1,6 @@
 """Every fault of `faults.py` is noticed: the tests can fail."""
 
+import dataclasses
 import re
 
 import pytest
@@ -12,6 +13,16 @@ import faults
 def test_fault_is_noticed(fault: faults.Fault) -> None:
     noticed, message = faults.run(fault)
     assert noticed, f"{fault.test} does not notice that {fault.what}; it said: {message}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("new", "test"), [("(", faults.FAULTS[0].test), ("0", "tests/model/test_ops.py::test_of_none")]
+)
+def test_what_does_not_run_is_no_proof(new: str, test: str) -> None:
+    """A package that cannot be imported, and a test that is not there."""
+    noticed, message = faults.run(dataclasses.replace(faults.FAULTS[0], new=new, test=test))
+    assert not noticed, message
 
 
 def test_every_fault_finds_its_text_and_its_test() -> None:
