@@ -6,7 +6,7 @@ with that one. Both answer the same held-out questions as the model they come fr
 
 One command makes what is missing, goes on after `kill -9`, and writes `uncompressed.json` and `uncompressed.md` to
 `docs/results/` once all is answered; `--rows` started side by side share the work. Needs the world (`hicom world make
-runs/world`). About two hours on one CPU core, nearly all of them without compression.
+runs/world`). Less than an hour on one CPU core, nearly all of it without compression.
 
     OUT/ROW                   a training run (`hicom.train`)
     OUT/answers/NAME.json     right and wrong answers
