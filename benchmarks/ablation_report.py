@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from hicom.provenance import short_commit
+
 NUM_DRAWS = 1000
 # Questions by what they name: the paper's Table A4 has them as valid and invalid instructions.
 NAMING_FAMILIES = ("presence", "before")
@@ -243,6 +245,17 @@ def pairs_of(hits: Mapping[int, Hits], others: Mapping[int, Hits]) -> list[Pair]
             raise ValueError(f"{name}: there is no seed for which both are measured")
         pairs.append(Pair(name, int(next(iter(both[0].values())).asked.sum()), ours, theirs, change))
     return pairs
+
+
+def made_with(answers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what the head of a report says: `date`, `machine`, `threads` of the last answers, `commit` of all."""
+    last = answers[-1]
+    return {
+        "date": last["date"],
+        "machine": last["hardware"]["machine"],
+        "threads": str(last["hardware"]["threads"]),
+        "commit": ", ".join(sorted({short_commit(each["commit"]) for each in answers})),
+    }
 
 
 def verdict(ours: Number | None, paper: float | None) -> str:

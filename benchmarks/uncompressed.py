@@ -5,8 +5,8 @@ has never been trained to. So it is trained further twice, equally long on the s
 with that one. Both answer the same held-out questions as the model they come from.
 
 One command makes what is missing, goes on after `kill -9`, and writes `uncompressed.json` and `uncompressed.md` to
-`docs/results/` once all is answered; `--rows` started side by side share the work. Needs the world (`hicom world make
-runs/world`). Less than an hour on one CPU core, nearly all of it without compression.
+`docs/results/` once all is answered. `--rows compressed` and `--rows uncompressed` may run side by side. Needs the
+world (`hicom world make runs/world`). Less than an hour on one CPU core, nearly all of it without compression.
 
     OUT/ROW                   a training run (`hicom.train`)
     OUT/answers/NAME.json     right and wrong answers
@@ -24,13 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablation_report import Hits, Number, number, number_cells, over_seeds, pairs_of, row_of
+from ablation_report import Hits, Number, made_with, number, number_cells, over_seeds, pairs_of, row_of
 from ablations import write_whole
 from world_accuracy import answers_of
 
 from hicom.inference import find_model
 from hicom.model.ops import Window
-from hicom.provenance import short_commit
 from hicom.recipes.stages import tune
 from hicom.recipes.tiny import TINY_WINDOWS, tiny_tune
 from hicom.train import TrainConfig, run
@@ -181,10 +180,7 @@ def report(found: Mapping[str, Mapping[str, Any]], batch: int, results: Path) ->
         steps=last["steps"],
         batch=batch,
         clips=last["num_clips"],
-        date=last["date"],
-        machine=last["hardware"]["machine"],
-        threads=last["hardware"]["threads"],
-        commit=", ".join(sorted({short_commit(each["commit"]) for each in found.values()})),
+        **made_with(list(found.values())),
     )
     write_whole(results / "uncompressed.md", "\n".join([text, *lines, ""]))
     whole = {"hardware": last["hardware"], "batch": batch, "rows": facts, "families": families}
@@ -205,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not (args.world / "world.json").exists():
         raise ValueError(f"{args.world} is no world: `hicom world make {args.world}` writes one")
+    if args.num_clips < 1:
+        raise ValueError(f"num_clips={args.num_clips} must be at least 1")
     study = Study(world=args.world, cache=args.cache, out=args.out, steps=args.steps, num_clips=args.num_clips)
     for row in args.rows:
         study.advance(row)

@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablation_report import Hits, pairs_of, row_of
+from ablation_report import Hits, made_with, pairs_of, row_of
 from ablations import write_whole
 from world_accuracy import answers_of
 
-from hicom.provenance import short_commit
 from hicom.recipes.tiny import tiny_align, tiny_parts, tiny_pretrain, tiny_tune
 from hicom.train import TrainConfig, run
 
@@ -154,16 +153,14 @@ def report(pairs: dict[int, tuple[dict[str, Any], dict[str, Any]]], results: Pat
     }
     head = ["", "n", *ROWS.values(), "difference", "95 % interval, paired"]
     lines = [row_of(pair.cells()) for pair in compared]
-    first = next(iter(pairs.values()))[0]
+    every = [answers for pair in pairs.values() for answers in pair]
+    first = every[0]
     text = HEAD.format(
         **first["steps"],
         tokens=first["visual_tokens"],
         clips=first["num_clips"],
         seeds=", ".join(map(str, pairs)),
-        date=first["date"],
-        machine=first["hardware"]["machine"],
-        threads=first["hardware"]["threads"],
-        commit=", ".join(sorted({short_commit(each["commit"]) for pair in pairs.values() for each in pair})),
+        **made_with(every),
     )
     write_whole(results / "word-pointers.md", "\n".join([text, row_of(head), "|---" * len(head) + "|", *lines, ""]))
     kept = ("steps", "num_clips", "visual_tokens", "date", "commit", "hardware")

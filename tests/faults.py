@@ -965,9 +965,11 @@ FAULTS = [
 ]
 
 
+NO_PROOF = 70
+"""Exit status where something went wrong before the test ran; pytest has none so high."""
+
 # Imports are most of a short test, so they happen once: the test of a fault runs in a fork of a process that has
 # imported what hicom imports, and no part of hicom.
-NO_PROOF = 70
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -997,8 +999,8 @@ def run_tests(tests: list[str], source: Path, output: Path) -> None:
         os.chdir(ROOT)
         status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", "", *tests]))
     except BaseException:
+        # Left to itself, it would end this process with the status of a test that failed.
         traceback.print_exc()
-    # An error here would have the status of a test that failed.
     sys.exit(status)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hicom.world.dataset import World, make_dataset
-from studies import load, unload
+from studies import forbid_work, load, unload
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,12 @@ def test_answers_of_other_steps_or_clips_are_refused(study: ModuleType, tmp_path
         in_folder(study, tmp_path, num_clips=8).answers("compressed")
 
 
-def test_no_world_is_one_line(study: ModuleType, tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_before_anything_is_trained(study: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no world: `hicom world make"):
         study.main(["--world", str(tmp_path / "none")])
+    (tmp_path / "world.json").write_text("{}", "utf-8")
+    with pytest.raises(ValueError, match="num_clips=0 must be at least 1"):
+        study.main(["--world", str(tmp_path), "--num-clips", "0"])
 
 
 @pytest.mark.slow
@@ -86,11 +89,6 @@ def test_a_run_in_small(study: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     assert study.main(command) == 0
     report = (tmp_path / "results" / "uncompressed.md").read_text("utf-8")
     assert "| trained further for 1 steps, window (1,1,1) | 520 |" in report
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("this was done before")
-
-    monkeypatch.setattr(study, "answers_of", refuse)
-    monkeypatch.setattr(study, "run", refuse)
+    forbid_work(study, monkeypatch)
     assert study.main(command) == 0
     assert (tmp_path / "results" / "uncompressed.md").read_text("utf-8") == report

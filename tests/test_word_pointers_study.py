@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from hicom.world.dataset import World, make_dataset
-from studies import load, unload
+from studies import forbid_work, load, unload
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,6 @@ def test_a_run_in_small(study: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     assert study.main([*command, "--rows", "whole"]) == 0
     report = (tmp_path / "results" / "word-pointers.md").read_text("utf-8")
     assert "16 visual tokens" in report
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("this was done before")
-
-    monkeypatch.setattr(study, "answers_of", refuse)
-    monkeypatch.setattr(study, "run", refuse)
+    forbid_work(study, monkeypatch)
     assert study.main(command) == 0
     assert (tmp_path / "results" / "word-pointers.md").read_text("utf-8") == report
