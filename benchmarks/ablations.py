@@ -90,7 +90,6 @@ class Protocol:
         weight_decay: of `tune`.
         num_clips: held-out clips that are asked about.
         num_long_clips: likewise in the split `test_long`.
-        expensive_seeds: seeds of rows marked expensive.
     """
 
     align: int = 60
@@ -106,12 +105,11 @@ class Protocol:
     weight_decay: float = 0.02
     num_clips: int = 1000
     num_long_clips: int = 300
-    expensive_seeds: int = 1
 
 
 PROTOCOLS = {
     "cpu": Protocol(),
-    "gpu": Protocol(align=200, pretrain=1000, tune=8000, align_batch=64, batch=64, num_clips=2000, expensive_seeds=3),
+    "gpu": Protocol(align=200, pretrain=1000, tune=8000, align_batch=64, batch=64, num_clips=2000),
     "smoke": Protocol(align=1, pretrain=1, tune=2, align_batch=2, batch=2, num_clips=4, num_long_clips=2),
 }
 
@@ -157,7 +155,6 @@ class Row:
         windows: drawn from in the last two stages; empty: the row's own.
         tests: what it is asked.
         accumulate: forward passes of a step, where one does not fit into memory.
-        is_expensive: whether the protocol may give it fewer seeds.
     """
 
     name: str
@@ -171,7 +168,6 @@ class Row:
     windows: tuple[Window, ...] = ()
     tests: tuple[Test, ...] = (OPEN,)
     accumulate: int = 1
-    is_expensive: bool = False
 
     def parts(self, towers: str, language_model: str | None) -> Parts:
         """Return what the row's model is put together of."""
@@ -284,8 +280,7 @@ ROWS: dict[str, Row] = {
         # Table 4, the rest.
         pooling("pool_more", "pooling (1,4,4), twice the tokens", (1, 4, 4)),
         pooling("pool_frames", "pooling (1,4,4), half the frames", (1, 4, 4), num_frames=NUM_FRAMES // 2),
-        Row(name="full", label="uncompressed", compressor="no_compression", options={}, accumulate=4,
-            is_expensive=True),
+        Row(name="full", label="uncompressed", compressor="no_compression", options={}, accumulate=4),
     )
 }  # fmt: skip
 """In the order in which they are trained, seed after seed."""
@@ -890,12 +885,7 @@ def prepare(place: Place, protocol: Protocol) -> None:
 
 def make_jobs(rows: Sequence[Row], seeds: Sequence[int], protocol: Protocol, place: Place) -> list[Job]:
     """Return what there is to do: all rows with the first seed, then with the next one."""
-    return [
-        Job(row, seed, protocol, place)
-        for i, seed in enumerate(seeds)
-        for row in rows
-        if not row.is_expensive or i < protocol.expensive_seeds
-    ]
+    return [Job(row, seed, protocol, place) for seed in seeds for row in rows]
 
 
 def work(jobs: Sequence[Job], report: Callable[[], None], *, wait_s: float = 20.0) -> None:
