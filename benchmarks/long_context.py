@@ -10,7 +10,7 @@ to `docs/results/` after every test. About a quarter of an hour on one CPU core.
 
     OUT/train, OUT/long, OUT/longer    clips and questions
     OUT/features                       vision features
-    OUT/tuned-32                       a training run (`hicom.train`)
+    OUT/tuned-32-WEIGHTS               a training run (`hicom.train`) from weights of this name
     OUT/answers/DIGEST.json            right and wrong answers of one model to one test
 """
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 import sys
@@ -37,7 +36,7 @@ from ablation_report import Hits, difference, number, number_cells, row_of
 from ablations import digest_of, load_model, write_whole
 from plots import accuracy_plot
 from torch import Tensor
-from world_accuracy import answer, counted, read_questions
+from world_accuracy import answer, counted, read_questions, weights_of
 
 from hicom.data.features import FeatureStore, cache_features
 from hicom.inference import find_model
@@ -251,7 +250,7 @@ class Study:
         assert model.trained is not None
         return TrainConfig(
             name=model.name,
-            out=str(self.out / model.name),
+            out=str(self.out / f"{model.name}-{weights_of(self.start)}"),
             init=str(self.start),
             data=DataConfig(
                 records=(str(self.questions),),
@@ -274,8 +273,7 @@ class Study:
 
     def answers_path(self, folder: Path, test: Test) -> Path:
         """Return the file of a model's answers to a test: another model or test has another file."""
-        weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        digest = digest_of(weights, dataclasses.asdict(test), self.protocol.num_clips)
+        digest = digest_of(weights_of(folder), dataclasses.asdict(test), self.protocol.num_clips)
         return self.out / "answers" / f"{digest}.json"
 
     def ask(self, folder: Path, test: Test) -> dict[str, Any]:

@@ -8,8 +8,10 @@ One command makes what is missing, goes on after `kill -9`, and writes `uncompre
 `docs/results/` once all is answered. `--rows compressed` and `--rows uncompressed` may run side by side. Needs the
 world (`hicom world make runs/world`). Less than an hour on one CPU core, nearly all of it without compression.
 
-    OUT/ROW                   a training run (`hicom.train`)
-    OUT/answers/NAME.json     right and wrong answers
+    OUT/WEIGHTS/ROW                   a training run (`hicom.train`)
+    OUT/WEIGHTS/answers/NAME.json     right and wrong answers
+
+WEIGHTS names those of the embedded model, so what came from an older one is left aside.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 from ablation_report import Hits, Number, made_with, number, number_cells, over_seeds, pairs_of, row_of
 from ablations import write_whole
-from world_accuracy import answers_of
+from world_accuracy import answers_of, weights_of
 
 from hicom.inference import find_model
 from hicom.model.ops import Window
@@ -203,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"{args.world} is no world: `hicom world make {args.world}` writes one")
     if args.num_clips < 1:
         raise ValueError(f"num_clips={args.num_clips} must be at least 1")
-    study = Study(world=args.world, cache=args.cache, out=args.out, steps=args.steps, num_clips=args.num_clips)
+    out = args.out / weights_of(find_model(START))
+    study = Study(world=args.world, cache=args.cache, out=out, steps=args.steps, num_clips=args.num_clips)
     for row in args.rows:
         study.advance(row)
     study.ask_embedded()

@@ -10,8 +10,10 @@ share the work of a seed. Writes `word-pointers.json` and `word-pointers.md` to 
 are answered. Needs the world (`hicom world make runs/world --train 40000`). About 40 minutes of a CPU core for a row
 and seed.
 
-    OUT/ROW-SEED/align, pretrain, tune    training runs (`hicom.train`)
-    OUT/ROW-SEED/answers.json             right and wrong answers
+    OUT/WEIGHTS/ROW-SEED/align, pretrain, tune    training runs (`hicom.train`)
+    OUT/WEIGHTS/ROW-SEED/answers.json             right and wrong answers
+
+WEIGHTS names those of `hicom-tiny-start`, so what came from an older one is left aside.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from typing import Any
 
 from ablation_report import Hits, made_with, pairs_of, row_of
 from ablations import write_whole
-from world_accuracy import answers_of
+from world_accuracy import answers_of, weights_of
 
+from hicom.inference import find_model
 from hicom.recipes.tiny import tiny_align, tiny_parts, tiny_pretrain, tiny_tune
 from hicom.train import TrainConfig, run
 
@@ -186,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {args.world} is no world: `hicom world make {args.world}` writes one", file=sys.stderr)
         return 2
     steps = Steps(align=args.align_steps, pretrain=args.pretrain_steps, tune=args.tune_steps)
-    of = {"steps": steps, "world": args.world, "cache": args.cache, "out": args.out, "num_clips": args.num_clips}
+    out = args.out / weights_of(find_model(START))
+    of = {"steps": steps, "world": args.world, "cache": args.cache, "out": out, "num_clips": args.num_clips}
     for seed in args.seeds:
         for row in args.rows:
             Trained(row=row, seed=seed, **of).advance()

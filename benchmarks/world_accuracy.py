@@ -11,6 +11,7 @@ the first split.
 
 import argparse
 import collections
+import hashlib
 import json
 import math
 import time
@@ -211,6 +212,11 @@ def evaluate(
         for family, row in families.items():
             row["text_only"] = unseen[family]["accuracy"]
     return {"seconds_per_question": seconds / len(samples), "families": families}
+
+
+def weights_of(folder: Path) -> str:
+    """Return a short name for a model's weights: what is made from other ones belongs into another folder."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def answers_of(

@@ -76,6 +76,15 @@ def test_positions_are_scaled_inside_and_only_there(study: ModuleType) -> None:
     assert compressor.sinusoidal_table is sinusoidal_table
 
 
+def test_other_weights_are_trained_elsewhere(study: ModuleType, tmp_path: Path) -> None:
+    starts = [tmp_path / name for name in ("first", "same", "other")]
+    for start in starts:
+        start.mkdir()
+        (start / "model.safetensors").write_bytes(b"0" if start.name != "other" else b"1")
+    folders = [study.Study(tmp_path, study.PROTOCOLS["smoke"], start).training(study.MODELS[0]).out for start in starts]
+    assert folders[0] == folders[1] != folders[2]
+
+
 @pytest.mark.slow
 def test_a_run_in_small(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips, training, answers and report; run again, nothing is done twice."""

@@ -92,3 +92,7 @@ def test_a_run_in_small(study: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     forbid_work(study, monkeypatch)
     assert study.main(command) == 0
     assert (tmp_path / "results" / "uncompressed.md").read_text("utf-8") == report
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(study, "find_model", lambda name: tmp_path)
+    with pytest.raises(AssertionError, match="done before"):
+        study.main(command)
