@@ -12,6 +12,8 @@ from invariants import assert_close
 DIM, OUT_DIM, LENGTH = 8, 6, 4
 SHIFTS_OF_LOGITS = ("logit_bias", "k_proj.bias", "key_gate.norm.bias")
 EXACT, FLOAT32 = 1e-10, 1e-5
+FLOAT32_GRADIENT = 3e-5
+"""Backward passes sum more, and in another order on other CPUs: 1.3e-5 was seen. What is wrong shows in float64."""
 
 
 def make(*, seed: int = 0, **options: Any) -> HybridCompressor:
@@ -124,7 +126,7 @@ def assert_equals_reference(
     results, expected_gradients = run_reference(compressor, setting, inputs)
     # What only shifts the logits of a softmax has no gradient on paper, rounding here; single numbers nearly cancel.
     largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
-    for dtype, tolerance in ((torch.float64, EXACT), (torch.float32, FLOAT32)):
+    for dtype, tolerance, of_gradients in ((torch.float64, EXACT, EXACT), (torch.float32, FLOAT32, FLOAT32_GRADIENT)):
         output, found_gradients = run(compressor, inputs, dtype, **options)
         for video, result in enumerate(results):
             assert_close(output.tokens[video], result.tokens, tolerance, f"{dtype} tokens of video {video}")
@@ -144,4 +146,4 @@ def assert_equals_reference(
         for name, expected in expected_gradients.items():
             found = found_gradients.get(name, torch.zeros_like(expected))
             floor = largest if name.endswith(SHIFTS_OF_LOGITS) or expected.numel() == 1 else 1e-2 * largest
-            assert_close(found, expected, tolerance, f"{dtype} gradient of {name}", floor=floor)
+            assert_close(found, expected, of_gradients, f"{dtype} gradient of {name}", floor=floor)
