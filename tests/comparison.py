@@ -12,8 +12,6 @@ from invariants import assert_close
 DIM, OUT_DIM, LENGTH = 8, 6, 4
 SHIFTS_OF_LOGITS = ("logit_bias", "k_proj.bias", "key_gate.norm.bias")
 EXACT, FLOAT32 = 1e-10, 1e-5
-FLOAT32_GRADIENT = 3e-5
-"""Backward passes sum more, and in another order on other CPUs: 1.3e-5 was seen. What is wrong shows in float64."""
 
 
 def make(*, seed: int = 0, **options: Any) -> HybridCompressor:
@@ -126,7 +124,8 @@ def assert_equals_reference(
     results, expected_gradients = run_reference(compressor, setting, inputs)
     # What only shifts the logits of a softmax has no gradient on paper, rounding here; single numbers nearly cancel.
     largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
-    for dtype, tolerance, of_gradients in ((torch.float64, EXACT, EXACT), (torch.float32, FLOAT32, FLOAT32_GRADIENT)):
+    # Small gradients come of larger ones: what float32 rounds there (eps is 1.2e-7 of them) is more than 1e-5 of 1e-2.
+    for dtype, tolerance, small in ((torch.float64, EXACT, 1e-2), (torch.float32, FLOAT32, 3e-2)):
         output, found_gradients = run(compressor, inputs, dtype, **options)
         for video, result in enumerate(results):
             assert_close(output.tokens[video], result.tokens, tolerance, f"{dtype} tokens of video {video}")
@@ -145,5 +144,5 @@ def assert_equals_reference(
         assert found_gradients.keys() <= expected_gradients.keys()
         for name, expected in expected_gradients.items():
             found = found_gradients.get(name, torch.zeros_like(expected))
-            floor = largest if name.endswith(SHIFTS_OF_LOGITS) or expected.numel() == 1 else 1e-2 * largest
-            assert_close(found, expected, of_gradients, f"{dtype} gradient of {name}", floor=floor)
+            floor = largest if name.endswith(SHIFTS_OF_LOGITS) or expected.numel() == 1 else small * largest
+            assert_close(found, expected, tolerance, f"{dtype} gradient of {name}", floor=floor)
