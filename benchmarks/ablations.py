@@ -920,19 +920,29 @@ def summary(answers: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def raw_results(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Return everything measured: row -> seed -> runs and answers by family."""
+def runs_of(report: Path) -> dict[str, Any]:
+    """Return what a report, if there is one, says of finished training runs: folder -> facts."""
+    rows = json.loads(report.read_text("utf-8"))["rows"].values() if report.exists() else ()
+    stages = [stage for row in rows for seed in row["seeds"].values() for stage in seed["stages"].values()]
+    return {stage["folder"]: stage for stage in stages if stage["status"] == "finished"}
+
+
+def raw_results(jobs: Sequence[Job], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything measured: row -> seed -> runs and answers by family.
+
+    Args:
+        jobs: what there was to do.
+        known: of training runs whose folders may be on another machine, as `runs_of`.
+    """
     rows: dict[str, Any] = {}
     for job in jobs:
-        stages = {
-            stage.config.name: {
-                "folder": stage.folder.name,
-                **{key: stage.stamp.get(key) for key in ("status", "commit", "wall_s", "loss", "samples")},
-                "steps": stage.config.steps,
-            }
-            for stage in job.stages
-            if stage.stamp
-        }
+        stages = {}
+        for stage in job.stages:
+            facts = {key: stage.stamp.get(key) for key in ("status", "commit", "wall_s", "loss", "samples")}
+            if stage.stamp:
+                stages[stage.config.name] = {"folder": stage.folder.name, **facts, "steps": stage.config.steps}
+            elif stage.folder.name in known:
+                stages[stage.config.name] = known[stage.folder.name]
         tests = {test.name: found for test in job.row.tests if (found := job.answers(test)) is not None}
         kept = ("split", "num_frames", "window", "visual_tokens", "seconds_per_question", "date", "commit")
         row = rows.setdefault(
@@ -999,7 +1009,7 @@ def write_report(jobs: Sequence[Job], results: Path) -> None:
     protocol, place = jobs[0].protocol, jobs[0].place
     with locked(make_parent(place.out / "report.lock")):
         report = Report(list(TABLES.values()), answers)
-        rows = raw_results(jobs)
+        rows = raw_results(jobs, runs_of(results / "ablations.json"))
         done = sum(job.is_done for job in jobs)
         commits = sorted({short_commit(t["commit"]) for r in rows.values() for s in r["seeds"].values()
                           for t in s["tests"].values()})  # fmt: skip

@@ -215,7 +215,7 @@ def evaluate(
 
 
 def weights_of(folder: Path) -> str:
-    """Return a short name for a model's weights: what is made from other ones belongs into another folder."""
+    """Return a short name for a model's weights: what is made from other ones belongs in another folder."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
