@@ -1315,10 +1315,12 @@ def eval_run(
         endpoint = Endpoint(judge.judge_url, judge.judge_model, num_concurrent=judge.judge_concurrency)
     # What is wrong with any benchmark's files should be said before a model is loaded.
     chosen += read_all_records(records, root)
-    samples = {task.name: choose_samples(task, data_root or Path(), limit) for task in chosen}
+    found = {task.name: choose_samples(task, data_root or Path(), limit) for task in chosen}
+    samples = {name: each.items for name, each in found.items()}
     todo = [(task, samples[task.name], out / task.name) for task in chosen]
     for task in chosen:
         check_videos(task, samples[task.name], allow_missing)
+        tell_bad_records(task.name, found[task.name].bad)
     if devices:
         if part != (0, 1) or place.device is not None:
             raise ValueError("--devices makes a shard of each device; leave --shard and --device out")
@@ -1333,7 +1335,14 @@ def eval_run(
         with locked(out / task.name / "lock"):
             if task.judge is not None and endpoint is not None and is_answered(samples[task.name], out / task.name):
                 problems += judge_answers(task, samples[task.name], out / task.name, endpoint, prompts)
-            facts = write_results(task, samples[task.name], out / task.name, prompts=prompts, judge=judge.judge_model)
+            facts = write_results(
+                task,
+                samples[task.name],
+                out / task.name,
+                bad=found[task.name].bad,
+                prompts=prompts,
+                judge=judge.judge_model,
+            )
         print_table(summary_rows(facts))
         if facts["failed"]:
             first = facts["errors"][0]
@@ -1344,6 +1353,14 @@ def eval_run(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
+
+
+def tell_bad_records(name: str, bad: Sequence[str]) -> None:
+    """Warn of records that are left out of a benchmark, and name the first of them."""
+    if bad:
+        named = "".join(f"\n  {line}" for line in bad[:5])
+        more = f"\n  ... and {len(bad) - 5} more" if len(bad) > 5 else ""
+        print(f"hicom: warning: {name}: {len(bad)} records are bad and left out:{named}{more}", file=sys.stderr)
 
 
 def check_data_folders(

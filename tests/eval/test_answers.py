@@ -43,7 +43,7 @@ OPTIONS = ["a dog", "a black cat", "a cat", "none of these"]
         ("{B}", 1),
         ('"B"', 1),
         ("“B”", 1),
-        ("（Ｂ）", 1),
+        ("\uff08\uff22\uff09", 1),  # full width
         ("**B. a black cat**", 1),
         ("**Answer:** [B]", 1),
         ("### Answer\nB", 1),
