@@ -59,6 +59,7 @@ OPTIONS = ["a dog", "a black cat", "a cat", "none of these"]
         ("I think it is B", 1),
         ("It's B.", 1),
         ("I choose B", 1),
+        ("Ans: B", 1),
         ("I would go with option C.", 2),
         ("The correct choice would be B", 1),
         ("Based on the video, D", 3),

@@ -34,10 +34,7 @@ HICom-7B,@128@frames 128 2624  59.5  3.7   3.33  2.86  3.65  2.74  3.32  3.18
 COLUMNS_3 = [
     ("activitynetqa", "accuracy"),
     ("activitynetqa", "score"),
-    *(
-        ("videochatgpt", name)
-        for name in ("correctness", "detail", "context", "temporal", "consistency", "average")
-    ),
+    *(("videochatgpt", name) for name in ("correctness", "detail", "context", "temporal", "consistency", "average")),
 ]
 # Table A7: frames, tokens; MLVU-dev.
 TABLE_A7 = """

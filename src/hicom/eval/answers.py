@@ -15,14 +15,14 @@ from collections.abc import Sequence
 # What may stand before the letter, or before the option's text.
 _LEAD = re.compile(
     r"^\s*(?:(?:so|thus|hence|therefore|based on [^.:,]*),?\s+)?(?:(?:i (?:think|believe|would say)(?: that)?)\s+)?"
-    r"(?:(?:the |my )?(?:best |correct |right |final |most likely )*(?:answer|option|choice)"
+    r"(?:(?:the |my )?(?:best |correct |right |final |most likely )*(?:answer|ans|option|choice)"
     r"(?: (?:is|would be|should be|must be))?\s*:?\s*(?:option\s+)?)?",
     re.IGNORECASE,
 )
 # Words that say which letter it is, right before it.
 _STATES = (
-    r"(?:(?:answer|option|choice)(?: (?:is|was|would be|should be|must be))?\s*:?(?: option)?|\bit(?: is|'s| must be| "
-    r"should be| would be)(?: option)?|\b(?:choose|chose|pick|select|go with|going with)(?: option)?)"
+    r"(?:(?:\bans\b\.?|answer|option|choice)(?: (?:is|was|would be|should be|must be))?\s*:?(?: option)?|"
+    r"\bit(?: is|'s| must be| should be| would be)(?: option)?|\b(?:choose|chose|pick|select|go with|going with)(?: option)?)"
 )
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|no)\b|n't\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[.;:,!?\n]|\b(?:but|so|therefore|instead|rather)\b", re.IGNORECASE)
