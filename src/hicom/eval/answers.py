@@ -22,7 +22,8 @@ _LEAD = re.compile(
 # Words that say which letter it is, right before it.
 _STATES = (
     r"(?:(?:\bans\b\.?|answer|option|choice)(?: (?:is|was|would be|should be|must be))?\s*:?(?: option)?|"
-    r"\bit(?: is|'s| must be| should be| would be)(?: option)?|\b(?:choose|chose|pick|select|go with|going with)(?: option)?)"
+    r"\bit(?: is|'s| must be| should be| would be)(?: option)?|"
+    r"\b(?:choose|chose|pick|select|go with|going with)(?: option)?)"
 )
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|no)\b|n't\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[.;:,!?\n]|\b(?:but|so|therefore|instead|rather)\b", re.IGNORECASE)
