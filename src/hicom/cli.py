@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -224,7 +224,8 @@ def chat(
     conversation = loaded.conversation(encoded)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        import readline  # noqa: F401  (gives `input` line editing and a history)
+        with suppress(ImportError):  # Windows has none, and needs none
+            import readline  # noqa: F401  (gives `input` line editing and a history)
 
         print(f"{encoded.info.describe()}; Ctrl-D ends")
     while True:

@@ -674,8 +674,9 @@ def writers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="hicom-writer")
 
 
-# Threads do not survive a fork, so that a child needs its own.
-os.register_at_fork(after_in_child=writers.cache_clear)
+# Threads do not survive a fork, so that a child needs its own. Windows has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=writers.cache_clear)
 
 
 class Conversation:

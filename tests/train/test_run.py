@@ -141,12 +141,13 @@ def test_refuses_a_folder_of_another_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_refuses_a_folder_in_use(folder: Path, tmp_path: Path) -> None:
-    lock = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); f.write('77'); f.flush()"
-    command = [sys.executable, "-c", lock + "; print(flush=True); sys.stdin.read()", str(tmp_path / "lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    code = "import os, sys; from pathlib import Path; from hicom.locks import owned\nwith owned(Path(sys.argv[1])): "
+    code += "print(os.getpid(), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.raises(ValueError, match="in use by process 77"):
+        holder = other.stdout.readline().strip()
+        with pytest.raises(ValueError, match=f"in use by process {holder};"):
             run(make_config(folder, out=str(tmp_path)))
         other.kill()
 

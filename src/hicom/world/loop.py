@@ -94,7 +94,7 @@ def _train_alone(sender: Connection, threads: int, train: Callable[..., object],
     logging.disable_progress_bar()
     error = None
     # One progress bar on the terminal is enough.
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
         try:
             train(*arguments)
         except Exception as caught:
