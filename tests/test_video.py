@@ -535,7 +535,10 @@ def test_other_truncated_files_are_read_as_far_as_they_go(
     codec_options = {"g": "8", "bf": "0"}
     path = write_video(tmp_path / f"clip.{suffix}", 64, codec_options=codec_options, muxer_options=muxer_options)
     truncate(path, keep)
-    with pytest.warns(VideoWarning, match=r"truncated: \d+ of \d\d frames decode; using those"):
+    # Before 17, PyAV shows no index, and a fragmented mp4 says nowhere else how many frames it has.
+    is_unknown = bool(muxer_options) and int(av.__version__.split(".")[0]) < 17
+    what = "damaged" if is_unknown else "truncated"
+    with pytest.warns(VideoWarning, match=rf"{what}: \d+ of \d\d frames decode; using those"):
         clip = read_frames(path, num_frames=8)
     numbers = read_numbers(clip.frames)
     assert len(set(numbers)) == 8

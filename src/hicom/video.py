@@ -35,13 +35,15 @@ from av.audio.stream import AudioStream
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition, Stream
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.WebPImagePlugin import WebPImageFile
+
+from . import pyav
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
@@ -844,7 +846,8 @@ class _Video:
     def _count_declared(self, container: InputContainer, stream: VideoStream) -> int:
         """Return how many packets the header promises, 0 where it does not say."""
         if container.format.name.startswith("mov,"):
-            return len(stream.index_entries)  # unlike `stream.frames` without those that an edit list cuts away
+            indexed = pyav.count_indexed(stream)
+            return self._count_uncut(stream) if indexed is None else indexed
         if container.format.name.startswith("matroska,"):
             tags = [value for key, value in stream.metadata.items() if key.startswith("DURATION")]
             if not tags:
@@ -856,6 +859,14 @@ class _Video:
             return round(declared_s * self._rate) if declared_s - read_s > 0.5 else 0
         return stream.frames
 
+    def _count_uncut(self, stream: VideoStream) -> int:
+        """Return how many packets there should be, where the header counts those that an edit list cuts away, too."""
+        num_packets = len(self._packets)
+        if stream.frames <= num_packets:
+            return num_packets
+        with self._opened(ignore_editlist="1") as (container, uncut):
+            return num_packets + stream.frames - sum(1 for _ in self._demux(container, uncut))
+
     # Decoding
 
     def _can_reopen(self) -> bool:
@@ -863,8 +874,7 @@ class _Video:
         return isinstance(self._file, Path) or type(self._file) is io.BytesIO
 
     @contextmanager
-    def _opened(self, num_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
-        options: dict[str, str] = {}
+    def _opened(self, num_threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         file = self._file
         if not isinstance(file, Path):
             if type(file) is io.BytesIO:
@@ -873,7 +883,7 @@ class _Video:
             # A playlist from who knows where must not open files of this machine.
             options["protocol_whitelist"] = "pipe"
         try:
-            container = av.open(file, mode="r", metadata_errors="replace", options=options)
+            container = pyav.open_input(file, options)
         except (av.error.FFmpegError, OSError) as error:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
@@ -888,9 +898,7 @@ class _Video:
             stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
             if stream.codec_context is None:
                 raise VideoError(f"{self._name}: FFmpeg has no decoder for its video; convert it to h264")
-            for other in container.streams:
-                if other is not stream:
-                    other.discard = Discard.all
+            pyav.read_only(container, stream)
             stream.codec_context.thread_type = ThreadType.FRAME
             stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, num_threads)
             yield container, stream
@@ -966,9 +974,7 @@ class _Video:
         width, height = _fit(self.info.width, self.info.height, size)
         if is_turned:
             width, height = height, width
-        bicubic = Interpolation.BICUBIC
-        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=bicubic, threads=1)
-        pixels = np.asarray(scaled.to_ndarray(), np.uint8)
+        pixels = np.asarray(pyav.scale(frame, width, height, reformatter).to_ndarray(), np.uint8)
         if is_turned:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

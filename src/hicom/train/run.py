@@ -35,6 +35,7 @@ from ..locks import locked, owned
 from ..model.convert import is_official, resolve_folder
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
+from ..optim import check_muon
 from ..provenance import git_commit, hardware
 from .assemble import assemble, find
 from .config import Chain, TrainConfig
@@ -62,6 +63,8 @@ def run(config: TrainConfig | Chain) -> Path:
     """
     if isinstance(config, Chain):
         return run_chain(config)
+    if config.optimizer == "muon":
+        check_muon()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with owned(out) if is_main() else nullcontext():
@@ -369,7 +372,7 @@ def make_trainer(
     if num_processes() > 1:
         atexit.register(leave_process_group)
     if is_main():
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.writer import SummaryWriter
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
     trainer = StageTrainer(

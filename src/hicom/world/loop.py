@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hicom.locks import owned
-from hicom.optim import make_optimizer, parameter_groups
+from hicom.optim import check_muon, make_optimizer, parameter_groups
 
 HISTORY_EVERY = 50
 
@@ -162,8 +162,10 @@ def train_steps(
         save_every_s: seconds between checkpoints.
 
     Raises:
-        ValueError: `out` holds a run of another configuration, or another process trains in it.
+        ValueError: `out` holds a run of another configuration, or another process trains in it; or torch has no Muon.
     """
+    if use_muon:
+        check_muon()
     out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         device = next(module.parameters()).device
