@@ -454,7 +454,7 @@ def convert_merge(
     with progress(f"adding {adapter} to {base}"):
         import torch
 
-        from hicom.inference import find_model
+        from hicom.model.hub import find_model
         from hicom.model.modeling import HIComForConditionalGeneration
         from hicom.model.processing import HIComProcessor
         from hicom.train.lora import merge_adapter
@@ -486,7 +486,7 @@ def convert_export(
         import torch
 
         from hicom.data.domain import FILE
-        from hicom.inference import find_model
+        from hicom.model.hub import find_model
         from hicom.model.modeling import HIComForConditionalGeneration
         from hicom.model.processing import HIComProcessor
 
@@ -780,7 +780,7 @@ def data_stats(
     check_positive({"--num-frames": num_frames, "--num-samples": num_samples})
     from hicom.data.mixture import read_sources
     from hicom.data.stats import data_stats, save_histograms
-    from hicom.inference import find_model
+    from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
 
     quiet_transformers()
@@ -1080,7 +1080,7 @@ def start_vllm(
         )
     if place.device is not None or place.cache is not None:
         raise ValueError("--device and --cache are for --engine local; vLLM has options of its own, after --")
-    from hicom.inference import find_model
+    from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
     from hicom.serve.vllm_http import VLLMSettings
 

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, Self, overload
@@ -20,7 +19,8 @@ from .data.cache import FeatureCache
 from .data.domain import Domain, load_domain
 from .encoding import EncodedVideo, LiveVideo, encode_video, instruction_inputs, steering_of, timed
 from .model.compressor import CompressorOutput
-from .model.convert import is_official, load_official, read_json, resolve_folder, tensor_shapes
+from .model.convert import is_official, load_official, read_json, tensor_shapes
+from .model.hub import find_model
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
 from .model.ops import Window
@@ -728,27 +728,6 @@ class Conversation:
             pieces.append(piece)
             yield piece
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
-
-
-def find_model(name: str | Path) -> Path:
-    """Return the folder of a model: an embedded one by name, a local folder, or a download from the hub.
-
-    Raises:
-        ValueError: there is none.
-    """
-    embedded = Path(str(files("hicom"))) / "assets"
-    if str(name) in embedded_models():
-        return embedded / str(name)
-    try:
-        return resolve_folder(name)
-    except ValueError as error:
-        raise ValueError(f"{error}; embedded models: {', '.join(embedded_models()) or 'none'}") from None
-
-
-def embedded_models() -> list[str]:
-    """Return the names of the models inside this package."""
-    folder = Path(str(files("hicom"))) / "assets"
-    return sorted(path.parent.name for path in folder.glob("*/config.json"))
 
 
 def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from .config import HIComConfig
+from .hub import find_model
 from .modeling import HIComForConditionalGeneration
 
 OFFICIAL_MODEL_TYPES: dict[str, type[PreTrainedConfig]] = {"hicom_qwen2": Qwen2Config, "hicom_llama": LlamaConfig}
@@ -148,27 +149,6 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
             stacklevel=2,
         )
     return fields
-
-
-def resolve_folder(path: str | Path) -> Path:
-    """Return a local folder for a folder or a hub id (downloaded; safetensors and JSON only).
-
-    Raises:
-        ValueError: neither exists.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
-        raise ValueError(f"{path}: no such model folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{path}: neither a model folder nor a model that the hub gives here ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -378,7 +358,7 @@ def load_official(path: str | Path, dtype: torch.dtype | None = None) -> HIComFo
     Raises:
         ValueError: files are missing or broken, or tensors are missing, unexpected or of another shape (all are named).
     """
-    folder = resolve_folder(path)
+    folder = find_model(path)
     config = official_config(folder)
     is_clip = config.vision_config.model_type == "clip_vision_model"
     state = {rename(name, is_clip=is_clip): tensor for name, tensor in read_tensors(folder)}
@@ -417,7 +397,7 @@ def convert_official(source: str | Path, destination: str | Path, log: Callable[
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not empty; choose another destination")
-    folder = resolve_folder(source)
+    folder = find_model(source)
     if not is_official(folder):
         raise ValueError(
             f"{folder}: not in the layout of the official release (model_type {', '.join(OFFICIAL_MODEL_TYPES)})"
