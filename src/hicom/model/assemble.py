@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from .config import HIComConfig
-from .convert import read_json, read_tensors
+from .convert import read_tensors
 from .dual_encoder import DUAL_ENCODERS
-from .hub import find_model
+from .hub import find_model, read_json
 from .modeling import TOWERS, HIComForConditionalGeneration, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
 

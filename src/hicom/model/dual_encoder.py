@@ -31,7 +31,7 @@ from transformers import (
     SiglipModel,
 )
 
-from .hub import find_model
+from .hub import find_model, read_json
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of pixel values from 0 to 1, for red, green and blue."""
@@ -139,8 +139,6 @@ class DualEncoder:
         Raises:
             ValueError: there is no such folder, or no dual encoder in it.
         """
-        from .convert import read_json
-
         folder = find_model(path)
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in {each.config_class.model_type for each in DUAL_ENCODERS}:
