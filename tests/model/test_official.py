@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -296,6 +297,7 @@ def test_loading_holds_little_beside_the_model(tower: Path, tmp_path: Path) -> N
     del tensors, layers, shard
     load_official(folder, torch.float32, vision_tower=tower)  # what is made once, such as threads, is there from now on
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     before, peak, done = anonymous_bytes(), [0], threading.Event()
 
     def watch() -> None:
