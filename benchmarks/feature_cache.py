@@ -23,7 +23,7 @@ import tyro
 from transformers import SiglipConfig, SiglipModel, TrainerCallback
 
 from hicom.bench.run import make_film
-from hicom.inference import find_model
+from hicom.model.hub import find_model
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit
 from hicom.recipes.stages import pretrain

@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 from hicom.data.features import FeatureStore, cache_features
 from hicom.data.records import Sample, read_records
-from hicom.inference import find_model
 from hicom.model.assemble import read_language_model, read_towers
+from hicom.model.hub import find_model
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import CHAT_TEMPLATE, HIComProcessor
 from hicom.world.loop import StepsConfig, train_steps

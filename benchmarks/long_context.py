@@ -39,8 +39,8 @@ from torch import Tensor
 from world_accuracy import answer, counted, read_questions, weights_of
 
 from hicom.data.features import FeatureStore, cache_features
-from hicom.inference import find_model
 from hicom.model import compressor
+from hicom.model.hub import find_model
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window, sinusoidal_table
 from hicom.model.processing import HIComProcessor

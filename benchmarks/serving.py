@@ -37,7 +37,8 @@ from transformers.utils import logging
 
 import hicom
 from hicom.bench.shapes import QWEN
-from hicom.inference import VideoChat, find_model
+from hicom.inference import VideoChat
+from hicom.model.hub import find_model
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit

@@ -30,8 +30,8 @@ from hicom.bench.floor import (
     vision_cost,
 )
 from hicom.bench.shapes import QWEN, published_config
-from hicom.inference import find_model
 from hicom.model.config import HIComConfig
+from hicom.model.hub import find_model
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.provenance import git_commit, hardware, short_commit

@@ -30,7 +30,7 @@ from ablation_report import Hits, Number, made_with, number, number_cells, over_
 from ablations import write_whole
 from world_accuracy import answers_of, weights_of
 
-from hicom.inference import find_model
+from hicom.model.hub import find_model
 from hicom.model.ops import Window
 from hicom.recipes.stages import tune
 from hicom.recipes.tiny import TINY_WINDOWS, tiny_tune

@@ -32,7 +32,7 @@ from ablation_report import Hits, made_with, pairs_of, row_of
 from ablations import write_whole
 from world_accuracy import answers_of, weights_of
 
-from hicom.inference import find_model
+from hicom.model.hub import find_model
 from hicom.recipes.tiny import tiny_align, tiny_parts, tiny_pretrain, tiny_tune
 from hicom.train import TrainConfig, run
 

@@ -37,7 +37,7 @@ SIGNATURES = {
         "(instruction=None, instruction_tokens=None, instruction_mask=None, window=None, "
         "compression='conditional', num_frames=None)"
     ),
-    "HIComForConditionalGeneration.from_official": "(path, dtype=None)",
+    "HIComForConditionalGeneration.from_official": "(path, dtype=None, *, vision_tower=None, **kwargs)",
     "HIComForConditionalGeneration.forward": (
         "(input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, "
         "labels=None, pixel_values=None, image_instruction_input_ids=None, "
@@ -60,7 +60,10 @@ SIGNATURES = {
         "compression='conditional', answer_starts=None, num_frames=None, fps=None, start_s=None, end_s=None, "
         "**kwargs)"
     ),
-    "VideoChat.from_pretrained": "(name='hicom-tiny', *, device=None, dtype=None, cache=None, **kwargs)",
+    "VideoChat.from_pretrained": (
+        "(name='hicom-tiny', *, device=None, dtype=None, cache=None, vision_tower=None, revision=None, token=None, "
+        "cache_dir=None, **kwargs)"
+    ),
     "VideoChat.encode": (
         "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, max_frames=None, "
         "snap=None, source_fps=None, keep_features=True, questions=(), window=None, max_visual_tokens=None)"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, Self, overload
@@ -20,7 +20,8 @@ from .data.cache import FeatureCache
 from .data.domain import Domain, load_domain
 from .encoding import EncodedVideo, LiveVideo, encode_video, instruction_inputs, steering_of, timed
 from .model.compressor import CompressorOutput
-from .model.convert import is_official, load_official, read_json, resolve_folder, tensor_shapes
+from .model.convert import describe_official, is_official, tensor_headers
+from .model.hub import find_model, read_json
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
 from .model.ops import Window
@@ -96,6 +97,8 @@ class VideoChat:
         self.processor = processor
         self.domain = domain
         self.cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
+        # True, as it is of the release, and nothing that a user could act upon.
+        warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
         if model.generation_config.eos_token_id is None:
             model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         if model.generation_config.pad_token_id is None:
@@ -109,6 +112,10 @@ class VideoChat:
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         cache: FeatureCache | str | Path | None = None,
+        vision_tower: str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a model.
@@ -119,43 +126,31 @@ class VideoChat:
             device: where to compute; None: a GPU if there is one, else the CPU.
             dtype: precision to compute in; None: as stored on a GPU, float32 on a CPU, where 16 bit is slow.
             cache: where features of video files are kept on disk, or the folder for them; None: nowhere.
-            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`;
-                only for this library's layout.
+            vision_tower: folder or hub id of the dual encoder that a checkpoint of the official release was trained
+                with; None: where the checkpoint says, or who publishes it.
+            revision: branch, tag or commit of a hub id.
+            token: for private and gated models of the hub.
+            cache_dir: folder for downloads; None: the hub's own cache.
+            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`.
 
         Raises:
-            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them. Or
-                `kwargs` are given for the layout of the official release.
+            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them.
         """
-        folder = find_model(name)
-        tensor_shapes(folder)  # what is wrong with the files should be said by name, before anything is loaded
+        folder = find_model(name, revision=revision, token=token, cache_dir=cache_dir)
+        headers = tensor_headers(folder)  # what is wrong with the files is said by name before anything is loaded
         if device is None and "device_map" not in kwargs:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = _precision(dtype)
         if precision is None and device == "cpu":
             precision = torch.float32
         if is_official(folder):
-            if kwargs:
-                raise ValueError(
-                    f"{name} is in the layout of the official release, which does not load with "
-                    f"{', '.join(sorted(kwargs))}; convert it first: hicom convert {name} DST"
-                )
-            model = load_official(folder, dtype=precision)
-            processor = official_processor(folder, model)
-            if processor is None:
-                raise ValueError(
-                    f"{name}: tokenizers are missing, so no question can be asked; put the LLM's tokenizer into the "
-                    f"folder and the vision tower's folder, with its tokenizer, beside it"
-                )
+            checkpoint = describe_official(
+                name, folder, headers, vision_tower=vision_tower, token=token, cache_dir=cache_dir
+            )
+            model = checkpoint.load(precision, **kwargs)
+            processor = official_processor(checkpoint, model)
         else:
-            if read_json(folder / "config.json").get("model_type") != "hicom":
-                raise ValueError(f"{name}: not a HICom checkpoint (model_type in config.json is not 'hicom')")
-            missing = [
-                f
-                for f in ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
-                if not (folder / f).is_file()
-            ]
-            if missing:
-                raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
+            _check_files(name, folder, vision_tower)
             model = HIComForConditionalGeneration.from_pretrained(folder, dtype=precision or "auto", **kwargs)
             processor = HIComProcessor.from_pretrained(folder)
         if device is not None:
@@ -731,25 +726,18 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def find_model(name: str | Path) -> Path:
-    """Return the folder of a model: an embedded one by name, a local folder, or a download from the hub.
-
-    Raises:
-        ValueError: there is none.
-    """
-    embedded = Path(str(files("hicom"))) / "assets"
-    if str(name) in embedded_models():
-        return embedded / str(name)
-    try:
-        return resolve_folder(name)
-    except ValueError as error:
-        raise ValueError(f"{error}; embedded models: {', '.join(embedded_models()) or 'none'}") from None
-
-
-def embedded_models() -> list[str]:
-    """Return the names of the models inside this package."""
-    folder = Path(str(files("hicom"))) / "assets"
-    return sorted(path.parent.name for path in folder.glob("*/config.json"))
+def _check_files(name: str | Path, folder: Path, vision_tower: str | Path | None) -> None:
+    """Raise ValueError where a folder is no model in this library's layout, or lacks files."""
+    if read_json(folder / "config.json").get("model_type") != "hicom":
+        raise ValueError(f"{name}: not a HICom checkpoint (model_type in config.json is not 'hicom')")
+    if vision_tower is not None:
+        raise ValueError(
+            f"vision_tower={str(vision_tower)!r} goes with a checkpoint of the official release; {name} holds its own"
+        )
+    files = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
 
 
 def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -781,5 +769,9 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def _sampling(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of `generate`; greedy unless asked otherwise, whatever a checkpoint's defaults are."""
+    """Return arguments of `generate`: greedy unless asked otherwise, whatever a checkpoint's defaults are.
+
+    So the release asks its models: their `generation_config.json`, Qwen2.5's, samples; `mm_infer` turns that off and
+    keeps the rest, such as a repetition penalty and several end tokens.
+    """
     return {"do_sample": False} | kwargs

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..inference import VideoChat, find_model
+from ..inference import VideoChat
 from ..model.config import HIComConfig
+from ..model.hub import find_model
 from .floor import measure_machine
 from .memory import check_memory, compressor_bytes, needed_bytes, split_by_memory
 from .run import Bench, bench_compressor

@@ -28,8 +28,9 @@ from .. import __version__
 from ..data.cache import content_digest
 from ..encoding import EncodedVideo
 from ..endpoint import Endpoint, EndpointError
-from ..inference import VideoChat, find_model
+from ..inference import VideoChat
 from ..locks import locked
+from ..model.hub import find_model
 from ..model.ops import Window
 from ..provenance import git_commit, short_commit
 from ..video import VideoError

@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from .config import HIComConfig
-from .convert import read_json, read_tensors, resolve_folder
+from .convert import read_tensors
 from .dual_encoder import DUAL_ENCODERS
+from .hub import find_model, read_json
 from .modeling import TOWERS, HIComForConditionalGeneration, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
 
@@ -198,9 +199,7 @@ def take_compressor(model: HIComForConditionalGeneration, donor: str | Path) -> 
     own = model.model.compressor.state_dict()
     prefix = "model.compressor."
     found = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in read_tensors(resolve_folder(donor))
-        if name.startswith(prefix)
+        name.removeprefix(prefix): tensor for name, tensor in read_tensors(find_model(donor)) if name.startswith(prefix)
     }
     shared = {name: tensor for name, tensor in found.items() if name in own}
     if not shared:

@@ -31,6 +31,8 @@ from transformers import (
     SiglipModel,
 )
 
+from .hub import find_model, read_json
+
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of pixel values from 0 to 1, for red, green and blue."""
 
@@ -137,9 +139,7 @@ class DualEncoder:
         Raises:
             ValueError: there is no such folder, or no dual encoder in it.
         """
-        from .convert import read_json, resolve_folder
-
-        folder = resolve_folder(path)
+        folder = find_model(path)
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in {each.config_class.model_type for each in DUAL_ENCODERS}:
             raise ValueError(

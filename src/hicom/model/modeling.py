@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -114,6 +115,14 @@ class HIComPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False
     _no_split_modules = ["HybridCompressor", "SiglipEncoderLayer", "Siglip2EncoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # What released checkpoints hold beside weights: constant buffers, the dual encoder's own temperature, and learnable
+    # tokens that an instruction replaces.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"(^|\.)position_ids$",
+        r"rotary_emb\.inv_freq$",
+        r"^model\.vision_tower\.logit_scale$",
+        r"^model\.compressor\.global_\.query$",
+    ]
 
     def enable_input_require_grads(self) -> None:
         """Have gradients reach the language model's input, as some ways to compute activations again need.
@@ -154,11 +163,25 @@ class HIComPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
 
+class TensorMismatch(ValueError):
+    """Tensors of a checkpoint do not fit the model.
+
+    Args:
+        name: of the checkpoint.
+        problems: kind of problem -> names of the tensors that have it.
+    """
+
+    def __init__(self, name: str, problems: dict[str, list[str]]) -> None:
+        self.problems = problems
+        parts = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items()]
+        super().__init__(f"the checkpoint {name} does not fit the model: tensors {'; '.join(parts)}")
+
+
 def raise_on_problems(name: str, problems: dict[str, list[str]]) -> None:
-    """Raise a ValueError that names every tensor of `problems` (kind -> names), if there is any."""
-    parts = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if parts:
-        raise ValueError(f"the checkpoint {name} does not fit the model: tensors {'; '.join(parts)}")
+    """Raise a TensorMismatch that names every tensor of `problems` (kind -> names), if there is any."""
+    found = {kind: names for kind, names in problems.items() if names}
+    if found:
+        raise TensorMismatch(name, found)
 
 
 TAPPED: ContextVar[list[Tensor] | None] = ContextVar("TAPPED", default=None)
@@ -699,11 +722,18 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_official(cls, path: str, dtype: torch.dtype | None = None) -> Self:
+    def from_official(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        *,
+        vision_tower: str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Load a checkpoint in the layout of the official release; see `hicom.model.convert.load_official`."""
         from .convert import load_official
 
-        return load_official(path, dtype=dtype)
+        return load_official(path, dtype=dtype, vision_tower=vision_tower, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +18,12 @@ from ..video import FrameReader, VideoFrames, open_frames, read_frames
 from .baselines import build_compressor
 from .compressor import Compression
 from .config import HIComConfig
-from .convert import read_json
+from .convert import OfficialCheckpoint
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
 from .instruction import extract_instruction
 from .modeling import HIComForConditionalGeneration
 from .ops import Window, check_window, choose_window, token_count
+from .tower import TokenizerMissing
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -497,23 +497,30 @@ def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrained
     return video, image
 
 
-def official_processor(folder: Path, model: HIComForConditionalGeneration) -> HIComProcessor | None:
-    """Return the processor of a released checkpoint, or None, with a warning, where its tokenizers are not at hand.
+def official_processor(checkpoint: OfficialCheckpoint, model: HIComForConditionalGeneration) -> HIComProcessor:
+    """Return the processor of a released checkpoint.
 
     The model's configuration is given the placeholders that the processor uses.
+
+    Raises:
+        TokenizerMissing: a tokenizer is not at hand; the message says where it was looked for.
     """
-    official = read_json(folder / "config.json")
-    name = official["mm_vision_tower"]
-    tokenizer = _load_tokenizer([folder], "the LLM's tokenizer")
+    tokenizer = _load_tokenizer(checkpoint.folder, f"{checkpoint.name}: the LLM's tokenizer")
     instruction_tokenizer = tokenizer
     if model.config.is_conditional:
-        places = [Path(name), folder / name, folder / Path(name).name, folder.parent / Path(name).name]
-        places = [place for place in places if place.is_dir()]
-        instruction_tokenizer = _load_tokenizer([*places, name], f"the instruction tokenizer of {name}")
-    if tokenizer is None or instruction_tokenizer is None:
-        return None
+        tower = checkpoint.tower
+        what = f"{checkpoint.name}: the tokenizer of the vision tower {tower.name!r}, which reads instructions,"
+        if tower.tokenizer_folder is None:
+            raise TokenizerMissing(f"{what} is not at hand: {tower.search}")
+        instruction_tokenizer = _load_tokenizer(tower.tokenizer_folder, what)
+        known = int(model.config.instruction_config.vocab_size)
+        if len(instruction_tokenizer) > known:
+            raise ValueError(
+                f"{what} has {len(instruction_tokenizer)} tokens, but the checkpoint's instruction encoder knows "
+                f"{known}: {tower.tokenizer_folder} is of another tower"
+            )
     video, image = add_placeholders(model, tokenizer)
-    frames = official.get("num_frames")
+    frames = checkpoint.fields.get("num_frames")
     return HIComProcessor.from_config(
         model.config,
         tokenizer,
@@ -524,15 +531,12 @@ def official_processor(folder: Path, model: HIComForConditionalGeneration) -> HI
     )
 
 
-def _load_tokenizer(places: Sequence[str | Path], what: str) -> PreTrainedTokenizerBase | None:
-    reasons = []
-    for place in places:
-        try:
-            return AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, ImportError) as error:
-            reasons.append(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    warnings.warn(f"{what} cannot be loaded, so no processor is made ({'; '.join(reasons)})", stacklevel=3)
-    return None
+def _load_tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TokenizerMissing(f"{what} cannot be loaded from {folder} ({reason})") from error
 
 
 def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..inference import embedded_models, find_model
 from ..model.assemble import LanguageModel, Towers, put_together, read_language_model, read_towers
 from ..model.config import HIComConfig
+from ..model.hub import embedded_models, find_model
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor, placeholder_tokens
 from ..model.small_llm import add_chat_tokens, small_llm_config

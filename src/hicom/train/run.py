@@ -32,7 +32,8 @@ from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
 from ..data.mixture import not_skipped, read_skip_list, read_sources
 from ..locks import locked, owned
-from ..model.convert import is_official, resolve_folder
+from ..model.convert import is_official
+from ..model.hub import find_model
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..optim import check_muon
@@ -259,7 +260,7 @@ def starting_model(config: TrainConfig) -> Path:
     folder = find(config.init)
     # A name such as org/model is one of the hub, unless there is a folder org that just lacks it.
     if not folder.exists() and len(folder.parts) == 2 and not folder.parent.exists():
-        folder = resolve_folder(config.init)
+        folder = find_model(config.init)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"there is no model in {folder} to start {config.name} from; run the stage before first, "

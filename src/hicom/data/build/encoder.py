@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig
 
-from ...model.convert import read_json, resolve_folder
+from ...model.hub import find_model, read_json
 from ...model.modeling import HIComForConditionalGeneration
 from ...model.processing import HIComProcessor, to_pixels
 
@@ -35,7 +35,7 @@ class DualEncoder:
 
     def __init__(self, name: str, device: str | None = None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        folder = resolve_folder(name)
+        folder = find_model(name)
         config = read_json(folder / "config.json")
         self.hicom: HIComForConditionalGeneration | None = None
         if config.get("model_type") == "hicom":
