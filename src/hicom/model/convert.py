@@ -200,13 +200,14 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a checkpoint."""
+def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a checkpoint whose name begins with `prefix`."""
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
-                    yield name, tensors.get_tensor(name)
+                    if name.startswith(prefix):
+                        yield name, tensors.get_tensor(name)
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
                 raise
