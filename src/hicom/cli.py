@@ -440,8 +440,9 @@ def convert_assemble(
     """Put a model together of a dual encoder, a language model and a new compressor, to be trained.
 
     Args:
-        vision: dual encoder, SigLIP, SigLIP2 or CLIP: a folder or a hub id.
-        llm: language model: a folder, a hub id, a GGUF file, or package:NAME for an installed package with one.
+        vision: dual encoder, SigLIP, SigLIP2 or CLIP: a folder or a hub id; or a HICom model to take it from.
+        llm: language model: a folder, a hub id, a GGUF file, or package:NAME for an installed package with one; or a
+            HICom model to take it from.
         dst: the folder to write; it must not hold anything yet.
         compression: the compressor's options.
         num_frames: frames of a video unless a call says otherwise.
@@ -458,32 +459,25 @@ def convert_assemble(
         check_new(dst)
     check_positive({"--num-frames": num_frames})
     fields = compression.fields()
-    with progress(f"looking at {vision} and {llm}"):
+    task = "looking at {} and {}" if dry_run else "putting {} and {} together"
+    with progress(task.format(vision, llm)):
         import torch
 
         from hicom.model.assemble import assemble, plan
 
         quiet_transformers()
-        precision = None if dtype is None else getattr(torch, dtype)
-        config = plan(vision, llm, dtype=precision, chat_template=chat_template, **fields)
-    facts = assembly_facts(config, num_frames)
-    if not dry_run:
-        assert dst is not None
-        with progress(f"putting {vision} and {llm} together"):
+        fields |= {"dtype": None if dtype is None else getattr(torch, dtype), "chat_template": chat_template}
+        if dry_run:
+            facts = assembly_facts(plan(vision, llm, **fields), num_frames)
+        else:
+            assert dst is not None
             model, processor = assemble(
-                vision,
-                llm,
-                dtype=precision,
-                chat_template=chat_template,
-                num_frames=num_frames,
-                seed=seed,
-                compressor_from=compressor_from,
-                **fields,
+                vision, llm, num_frames=num_frames, seed=seed, compressor_from=compressor_from, **fields
             )
             dst.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(dst)
             processor.save_pretrained(dst)
-        facts["written"] = str(dst)
+            facts = assembly_facts(model.config, num_frames) | {"written": str(dst)}
     if as_json:
         print_json(facts)
     else:

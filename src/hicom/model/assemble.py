@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,9 +28,11 @@ from transformers import (
 from .config import HIComConfig
 from .convert import read_tensors
 from .dual_encoder import DUAL_ENCODERS
-from .hub import find_model, read_json
-from .modeling import TOWERS, HIComForConditionalGeneration, raise_on_problems
+from .hub import MODEL_FILES, SETTINGS_FILES, find_model, read_json
+from .modeling import TOWERS, HIComForConditionalGeneration, make_compressor, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
+from .readout import decoder_name, empty_llm
+from .rehearsal import compare, rehearse
 
 PACKAGE = "package:"
 """Before the name of an installed Python package that carries a language model as a GGUF file."""
@@ -90,10 +93,11 @@ def assemble(
     """Return a model with the weights of its parts and a new compressor, and its processor.
 
     Args:
-        vision: dual encoder of the SigLIP, SigLIP2 or CLIP kind, or a HICom model to take both towers from: a folder
-            or a hub id. Without instructions (injections `none`, baselines) its vision half alone will do.
+        vision: dual encoder of the SigLIP, SigLIP2 or CLIP kind, or a HICom model to take both towers from: a folder,
+            a hub id or an embedded name. Without instructions (injections `none`, baselines) its vision half alone will
+            do.
         llm: language model: a folder or a hub id, a `.gguf` file or a folder with one, `package:NAME` for an installed
-            package that carries one, or a HICom model to take the language model from.
+            package that carries one, or a HICom model (also by embedded name) to take the language model from.
         dtype: precision of all weights; None: the language model's own.
         chat_template: for a language model whose tokenizer has none: `chatml`, or a file with a Jinja template.
         num_frames: frames of a video unless a call says otherwise.
@@ -103,16 +107,20 @@ def assemble(
         **fields: further fields of `HIComConfig`, such as `window` and `num_global_tokens`.
 
     Raises:
-        ValueError: a part is missing, of another kind, or does not fit the others.
+        ValueError: a part is missing, of another kind, or does not fit the others; or the language model's logits would
+            not be its own (`hicom.model.rehearsal`). Nearly all of it is said before weights are read.
     """
-    towers = read_towers(vision, dtype, is_conditional=_is_conditional(fields))
+    config = plan(vision, llm, dtype=dtype, chat_template=chat_template, **fields)
+    compressor = None if compressor_from is None else read_compressor(config, compressor_from)
+    # All that can be wrong is said by now: what follows reads gigabytes.
+    towers = read_towers(vision, dtype, is_conditional=config.is_conditional)
     language = read_language_model(llm, dtype, chat_template=chat_template)
     assert language.model is not None
     model, processor = put_together(
         towers, language, dtype=dtype or language.model.dtype, num_frames=num_frames, seed=seed, **fields
     )
-    if compressor_from is not None:
-        take_compressor(model, compressor_from)
+    if compressor is not None:
+        model.model.compressor.load_state_dict(compressor, strict=False)
     return model, processor
 
 
@@ -124,7 +132,7 @@ def plan(
     chat_template: str | None = None,
     **fields: Any,
 ) -> HIComConfig:
-    """Return the configuration of what `assemble` would make; no weights are read.
+    """Return the configuration of what `assemble` would make, after a run without numbers; no weights are read.
 
     Raises:
         ValueError: as `assemble`, as far as it shows in configurations and tokenizers.
@@ -133,6 +141,7 @@ def plan(
     language = read_language_model(llm, chat_template=chat_template, with_weights=False)
     config = make_config(towers, language, **fields)
     config.dtype = dtype or language.config.dtype or torch.float32
+    rehearse(config)
     return config
 
 
@@ -152,13 +161,14 @@ def make_config(towers: Towers, language: LanguageModel, **fields: Any) -> HICom
 def put_together(
     towers: Towers, language: LanguageModel, *, dtype: torch.dtype, num_frames: int, seed: int, **fields: Any
 ) -> tuple[HIComForConditionalGeneration, HIComProcessor]:
-    """Return a model that holds these parts themselves, not copies, and its processor; see `assemble`."""
+    """Return a model that holds these parts themselves, not copies, and its processor; see `assemble`.
+
+    Raises:
+        ValueError: the parts do not fit, or the language model cannot be HICom's.
+    """
     llm = language.model
     assert towers.vision is not None
     assert llm is not None
-    head = llm.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or "bias" in dict(head.named_parameters()):
-        raise ValueError(f"{type(llm).__name__} does not end in a plain output matrix, so it cannot be HICom's LLM")
     config = make_config(towers, language, **fields)
     for part in (config, config.vision_config, config.instruction_config, config.text_config):
         part.dtype = dtype
@@ -168,10 +178,11 @@ def put_together(
     if model.model.instruction_encoder is not None:  # nothing steers the baselines
         model.model.instruction_encoder = towers.instruction
     model.model.reset_compressor(seed)
-    model.model.language_model = llm.get_decoder()
-    model.lm_head = head
+    model.model.language_model = getattr(llm, str(decoder_name(llm)))
+    model.lm_head = llm.get_output_embeddings()
     model.tie_weights()
     model.to(dtype)
+    compare(llm, model)
     model.generation_config.update(**special_ids(llm, language.tokenizer))
     processor = HIComProcessor.from_config(
         config,
@@ -190,17 +201,16 @@ def _is_conditional(fields: Mapping[str, Any]) -> bool:
     return bool(HIComConfig(**fields).is_conditional)
 
 
-def take_compressor(model: HIComForConditionalGeneration, donor: str | Path) -> None:
-    """Give a model's compressor the weights of another model's, where both have the same tensors.
+def read_compressor(config: HIComConfig, donor: str | Path) -> dict[str, Tensor]:
+    """Return weights of another model's compressor, where one of this configuration has the same tensors.
 
     Raises:
         ValueError: the donor is no HICom model, or tensors of the same name have other shapes.
     """
-    own = model.model.compressor.state_dict()
+    with torch.device("meta"):
+        own = make_compressor(config).state_dict()
     prefix = "model.compressor."
-    found = {
-        name.removeprefix(prefix): tensor for name, tensor in read_tensors(find_model(donor)) if name.startswith(prefix)
-    }
+    found = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(find_model(donor), prefix)}
     shared = {name: tensor for name, tensor in found.items() if name in own}
     if not shared:
         raise ValueError(f"the compressor of {donor} has no tensor in common with the new one")
@@ -210,7 +220,7 @@ def take_compressor(model: HIComForConditionalGeneration, donor: str | Path) -> 
         if tensor.shape != own[name].shape
     ]
     raise_on_problems(str(donor), {"of another shape": mismatched})
-    model.model.compressor.load_state_dict(shared, strict=False)
+    return shared
 
 
 def special_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -234,16 +244,19 @@ def special_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dic
 # Reading parts
 
 
-def read_config(name: str | Path, what: str, **kwargs: Any) -> PreTrainedConfig:
-    """Return the configuration in a folder or of a hub id.
+def read_config(
+    name: str | Path, what: str, *, with_weights: bool, **kwargs: Any
+) -> tuple[PreTrainedConfig, Path]:
+    """Return the configuration of a model, and its folder, which has the weights, too, if wanted.
 
     Raises:
         ValueError: there is none.
     """
     AutoConfig.register(HIComConfig.model_type, HIComConfig, exist_ok=True)
     try:
-        return AutoConfig.from_pretrained(name, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+        folder = find_model(name, files=MODEL_FILES if with_weights else SETTINGS_FILES)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **kwargs), folder
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"there is no model in {name} to take the {what} from ({reason})") from error
 
@@ -254,7 +267,7 @@ def read_towers(
     """Return the towers of a dual encoder, or of a HICom model.
 
     Args:
-        name: folder or hub id.
+        name: folder, hub id or embedded name.
         dtype: precision of the weights; None: the stored one.
         is_conditional: whether the text tower is needed.
         with_weights: False: configurations and tokenizer only.
@@ -262,11 +275,11 @@ def read_towers(
     Raises:
         ValueError: there is no such encoder, or it has no text tower and one is needed.
     """
-    config = read_config(name, "towers")
+    config, folder = read_config(name, "towers", with_weights=with_weights)
     if isinstance(config, HIComConfig):
         if is_conditional and not config.is_conditional:
             raise ValueError(f"no instruction steers the model in {name}, so it has no text tower to take")
-        processor = HIComProcessor.from_pretrained(name)
+        processor = HIComProcessor.from_pretrained(folder)
         towers = Towers(
             vision_config=config.vision_config,
             instruction_config=config.instruction_config,
@@ -275,7 +288,7 @@ def read_towers(
         )
         if not with_weights:
             return towers
-        model = HIComForConditionalGeneration.from_pretrained(name, dtype=dtype or "auto").model
+        model = HIComForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto").model
         return dataclasses.replace(towers, vision=model.release_vision_tower(), instruction=model.instruction_encoder)
     if type(config) in TOWERS:
         if is_conditional:
@@ -283,10 +296,10 @@ def read_towers(
                 f"{name} is a {config.model_type} without a text encoder, and an instruction has to be embedded in the "
                 f"space of its patches; give the whole dual encoder, or do without instructions: {_options()}"
             )
-        towers = Towers(vision_config=config, instruction_config=None, tokenizer=None, pixels=read_pixels(name))
+        towers = Towers(vision_config=config, instruction_config=None, tokenizer=None, pixels=read_pixels(folder))
         if not with_weights:
             return towers
-        return dataclasses.replace(towers, vision=load(TOWERS[type(config)], name, dtype, config=config))
+        return dataclasses.replace(towers, vision=load(TOWERS[type(config)], folder, dtype, config=config))
     pairs: dict[type, type[PreTrainedModel]] = {each.config_class: each for each in DUAL_ENCODERS}
     if type(config) not in pairs:
         raise ValueError(f"{name} is a {config.model_type} model; vision towers come from SigLIP, SigLIP2 and CLIP")
@@ -296,12 +309,12 @@ def read_towers(
     towers = Towers(
         vision_config=config.vision_config,
         instruction_config=config.text_config,
-        tokenizer=read_tokenizer(name, "text encoder") if is_conditional else None,
-        pixels=read_pixels(name),
+        tokenizer=read_tokenizer(folder, "text encoder") if is_conditional else None,
+        pixels=read_pixels(folder),
     )
     if not with_weights:
         return towers
-    pair = load(pairs[type(config)], name, dtype, config=config)
+    pair = load(pairs[type(config)], folder, dtype, config=config)
     halves = clip_halves(pair) if isinstance(pair, CLIPModel) else (pair.vision_model, pair.text_model)
     return dataclasses.replace(towers, vision=halves[0], instruction=halves[1])
 
@@ -320,17 +333,15 @@ def clip_halves(pair: CLIPModel) -> tuple[PreTrainedModel, PreTrainedModel]:
     return vision, text
 
 
-def read_pixels(name: str | Path) -> dict[str, Sequence[float]]:
+def read_pixels(folder: Path) -> dict[str, Sequence[float]]:
     """Return `image_mean` and `image_std` of an image processor, where there is a file of one."""
-    from transformers.utils import cached_file
-
-    path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    fields = {} if path is None else read_json(Path(path))
+    path = folder / "preprocessor_config.json"
+    fields = read_json(path) if path.is_file() else {}
     return {key: fields[key] for key in ("image_mean", "image_std") if key in fields}
 
 
-def read_tokenizer(name: str | Path, what: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder or of a hub id, as it was saved.
+def read_tokenizer(folder: Path, what: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder, as it was saved.
 
     `AutoTokenizer` goes by the model's type: beside a Qwen2 it makes a tokenizer of Qwen's kind out of any file,
     without the file's own normaliser.
@@ -338,14 +349,15 @@ def read_tokenizer(name: str | Path, what: str, **kwargs: Any) -> PreTrainedToke
     Raises:
         ValueError: there is none, or a package is missing that it needs.
     """
-    path = Path(name) / "tokenizer_config.json"
+    path = folder / "tokenizer_config.json"
     saved = read_json(path).get("tokenizer_class") if path.is_file() else None
     plain = saved in ("TokenizersBackend", "PreTrainedTokenizerFast")
     try:
-        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(name, **kwargs)
+        kind = PreTrainedTokenizerFast if plain else AutoTokenizer
+        return kind.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"the tokenizer of the {what} in {name} cannot be loaded: {reason}") from error
+        raise ValueError(f"the tokenizer of the {what} in {folder} cannot be loaded: {reason}") from error
 
 
 def load(kind: type[Any], name: str | Path, dtype: torch.dtype | None, **kwargs: Any) -> PreTrainedModel:
@@ -406,7 +418,7 @@ def read_language_model(
     """Return a causal language model, or that of a HICom model, and its tokenizer with the media placeholders.
 
     Args:
-        name: folder or hub id, GGUF file, or `package:NAME`; see `assemble`.
+        name: folder, hub id or embedded name, GGUF file, or `package:NAME`; see `assemble`.
         dtype: precision of the weights; None: the stored one.
         chat_template: `chatml` or a file, where the tokenizer has no template.
         with_weights: False: configuration and tokenizer only.
@@ -415,9 +427,10 @@ def read_language_model(
         ValueError: there is no such model, it is no plain language model, or it has no chat template.
     """
     gguf = find_gguf(name)
-    folder: str | Path = name if gguf is None else gguf[0]
     kwargs = {} if gguf is None else {"gguf_file": gguf[1]}
-    config = read_config(folder, "language model", **kwargs)
+    config, folder = read_config(
+        name if gguf is None else gguf[0], "language model", with_weights=with_weights, **kwargs
+    )
     if isinstance(config, HIComConfig):
         processor = HIComProcessor.from_pretrained(folder)
         tokens = {"video_token": processor.video_token, "image_token": processor.image_token}
@@ -428,8 +441,9 @@ def read_language_model(
         tokenizer = processor.tokenizer
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
         return LanguageModel(config=config.text_config, tokenizer=tokenizer, model=model, **tokens)
-    if config.get_text_config() is not config or type(config) not in AutoModelForCausalLM._model_mapping:
+    if not _is_language_model(config):
         raise ValueError(f"{name} is a {config.model_type} model; a language model (text only, a decoder) is expected")
+    empty_llm(config)  # refuses what cannot be HICom's
     tokenizer = read_tokenizer(folder, "language model", **kwargs)
     set_chat_template(tokenizer, chat_template, name)
     video, image = placeholder_tokens(tokenizer)
@@ -443,11 +457,19 @@ def read_language_model(
     return dataclasses.replace(language, config=model.config, model=model)
 
 
+def _is_language_model(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is one of a causal language model, and of nothing around it."""
+    try:
+        return config.get_text_config() is config and type(config) in AutoModelForCausalLM._model_mapping
+    except ValueError:  # several configurations inside it are one of text
+        return False
+
+
 def language_model_of(donor: HIComForConditionalGeneration) -> PreTrainedModel:
     """Return the language model of a HICom model as one of its own; weights are shared."""
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(donor.config.text_config)
-    setattr(whole, whole.base_model_prefix, donor.model.language_model)
+    setattr(whole, str(decoder_name(whole)), donor.model.language_model)
     whole.set_output_embeddings(donor.lm_head)
     whole.generation_config = donor.generation_config
     return whole

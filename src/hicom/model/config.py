@@ -116,7 +116,7 @@ class HIComConfig(PreTrainedConfig):
                 setattr(self, name, AutoConfig.for_model(**fields))
         super().__post_init__(**kwargs)
         # The LLM's own setting wins: checkpoints of small LLMs say it there only.
-        if self.text_config.tie_word_embeddings:
+        if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
         if not isinstance(self.vision_config, SiglipVisionConfig | Siglip2VisionConfig | CLIPVisionConfig):
             raise ValueError(
@@ -133,6 +133,12 @@ class HIComConfig(PreTrainedConfig):
             raise ValueError(
                 f"the vision tower is a {kinds[0]} and the instruction encoder a {kinds[1]}; both have to be halves of "
                 "one dual encoder"
+            )
+        if not getattr(vision, "vision_use_head", True):
+            raise ValueError(
+                "the vision tower has no attention-pool head (vision_use_head=False), so its patches have no way into "
+                "the space of texts; take the original SigLIP, or do without instructions: local_injection='none', "
+                "global_injection='none'"
             )
         width = vision.projection_dim if isinstance(vision, CLIPVisionConfig) else vision.hidden_size
         if width != self.instruction_dim:

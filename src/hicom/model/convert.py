@@ -190,12 +190,13 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a checkpoint."""
+def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a checkpoint whose name begins with `prefix`."""
     for file in weight_files(folder):
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                yield name, tensors.get_tensor(name)
+                if name.startswith(prefix):
+                    yield name, tensors.get_tensor(name)
 
 
 class TensorHeader(NamedTuple):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from .config import HIComConfig
 from .modeling import HIComForConditionalGeneration
 
 TEXT_TOKENS = 512
 """Of a question with its chat template, and its answer."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,24 @@ def empty_model(config: HIComConfig) -> HIComForConditionalGeneration:
     """Return a model without memory for its weights, to count on."""
     with torch.device("meta"):
         return HIComForConditionalGeneration(config)
+
+
+def without_numbers(model: AnyModule) -> AnyModule:
+    """Put tensors of the mode that is active in the place of a model's parameters and buffers."""
+    made: dict[Tensor, Any] = {}
+
+    def like(tensor: Tensor) -> Any:
+        if tensor not in made:  # tied ones stay tied
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            made[tensor] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+        return made[tensor]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = like(tensor)
+    return model
 
 
 def answering_memory(

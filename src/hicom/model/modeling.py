@@ -41,6 +41,7 @@ from .compressor import Compression, CompressorOutput, HybridCompressor
 from .config import HIComConfig
 from .dual_encoder import frame_inputs, siglip_keys
 from .ops import Window, check_video_index, repeat_videos
+from .readout import Readout
 
 TOWERS: dict[type, type[PreTrainedModel]] = {
     SiglipVisionConfig: SiglipVisionModel,
@@ -717,6 +718,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: HIComConfig) -> None:
         super().__init__(config)
+        self.readout = Readout(config.text_config)
         self.model = HIComModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
@@ -839,18 +841,12 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, keep])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels[:, keep],
-                vocab_size=self.config.text_config.vocab_size,
-                **loss_kwargs,
-            )
+        answer = self.readout(
+            output, self.lm_head, attention_mask=attention_mask, labels=labels, keep=keep, **loss_kwargs
+        )
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
+            loss=answer.loss,
+            logits=answer.logits,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             **returned_cache(output),

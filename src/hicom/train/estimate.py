@@ -28,7 +28,7 @@ from ..data.mixture import read_sources
 from ..data.records import PLACEHOLDERS
 from ..encoding import free_memory
 from ..model.config import HIComConfig
-from ..model.memory import empty_model
+from ..model.memory import empty_model, without_numbers
 from ..model.modeling import HIComForConditionalGeneration, VisionFeatures
 from ..model.ops import Window
 from ..model.processing import HIComProcessor
@@ -263,24 +263,6 @@ def largest_window(model: HIComForConditionalGeneration, config: TrainConfig, si
         key=lambda window: model.model.token_count(size.num_frames, window, config.stage.compression),
         default=None,
     )
-
-
-def without_numbers(model: HIComForConditionalGeneration) -> HIComForConditionalGeneration:
-    """Put tensors of the mode that is active in the place of a model's parameters and buffers."""
-    made: dict[Tensor, Any] = {}
-
-    def like(tensor: Tensor) -> Any:
-        if tensor not in made:  # tied ones stay tied
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            made[tensor] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-        return made[tensor]
-
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = like(tensor)
-    return model
 
 
 def is_one_of(name: str, quantized: frozenset[str]) -> bool:
