@@ -165,7 +165,7 @@ class LiveVideo:
             raise ValueError(
                 f"{name}: keep_features=False needs the questions that will be asked; pass questions=[...]"
             )
-        if not isinstance(model.model.compressor, HybridCompressor):
+        if not model.model.compressor.has_modes:
             raise ValueError(
                 f"{name}: keep_features=False needs the compressor hicom, which works in chunks; this model has "
                 f"{model.config.compressor}"

@@ -30,6 +30,7 @@ class Baseline(nn.Module, ABC):
         dim: vision width D.
     """
 
+    has_modes = False
     needs_instruction = False
     needs_instruction_tokens = False
 
@@ -116,7 +117,7 @@ class SpaceTimePooling(Baseline):
     ) -> CompressorOutput:
         """Compress checked values. There is no attention."""
         window = self.window if window is None else check_window(window)
-        plan = time_plan(num_frames, window[0]).to(values_FHWD)
+        plan = time_plan(num_frames, window[0]).to(values_FHWD.device, values_FHWD.dtype)
         return CompressorOutput(split_grid(self.readout(mean_of_groups(values_FHWD, plan, window)), plan.counts))
 
 
