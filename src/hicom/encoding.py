@@ -26,6 +26,7 @@ from .data.cache import Entry, FeatureCache, content_digest
 from .data.domain import summarize
 from .data.features import tower_digest
 from .model.compressor import CompressorStream, HybridCompressor
+from .model.generation import check_finite
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures
 from .model.ops import Window
@@ -225,6 +226,7 @@ class LiveVideo:
         device = self.model.device
         with timed(self.timings, "vision encoder", device):
             features = self.model.encode_frames(pixels.to(device))
+            check_finite(features.values, f"features of {self.name}")
         if self._streams:
             with timed(self.timings, "compressor", device):
                 for stream in self._streams.values():

@@ -5,6 +5,7 @@ Legend: B prompts, P places of a prompt, C LLM width.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -26,6 +27,8 @@ MEDIA_ARGUMENTS = (
     "compression",
     "video_index",
 )
+POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
+"""Arguments of transformers' `generate` behind `inputs`, in order."""
 MEDIA = ("pixel_values", "pixel_values_videos", "video_values")
 """Of these, the media themselves."""
 
@@ -100,6 +103,7 @@ class MediaGenerationMixin(GenerationMixin):
     """`generate` for a model whose `model.embed` puts visual tokens into a prompt."""
 
     config: Any
+    generation_config: Any
     model: Any
 
     @torch.no_grad()
@@ -121,13 +125,8 @@ class MediaGenerationMixin(GenerationMixin):
         """
         media = {name: kwargs.pop(name) for name in MEDIA_ARGUMENTS if name in kwargs}
         input_ids = kwargs.pop("input_ids", inputs)
-        config = args[0] if args else kwargs.get("generation_config")
-        config = self.generation_config if config is None else config
-        asked = {
-            name: kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
-            for name in ("assistant_early_exit", "prompt_lookup_num_tokens", "is_assistant")
-        }
-        if asked["assistant_early_exit"] is not None:
+        kwargs |= dict(zip(POSITIONAL, args, strict=False))
+        if self.chosen("assistant_early_exit", kwargs) is not None:
             raise ValueError(
                 "assistant_early_exit does not work with this model, whose layers are those of the language model "
                 "inside of it; pass assistant_model or prompt_lookup_num_tokens"
@@ -138,8 +137,7 @@ class MediaGenerationMixin(GenerationMixin):
         if has_media and kwargs.get("inputs_embeds") is not None:
             raise ValueError("inputs_embeds hold the whole prompt; pass either these or media")
         assistant = kwargs.get("assistant_model")
-        is_assisted = assistant is not None or asked["prompt_lookup_num_tokens"] is not None
-        if is_assisted and input_ids is None and kwargs.get("inputs_embeds") is not None:
+        if self.is_assisted(kwargs) and input_ids is None and kwargs.get("inputs_embeds") is not None:
             raise ValueError("speculative decoding compares tokens: pass input_ids beside inputs_embeds")
         if has_media and not self._is_cached(input_ids, media, kwargs):
             # Embeddings of the whole prompt: beams and returned sequences then repeat them, not the encoder's work.
@@ -153,14 +151,25 @@ class MediaGenerationMixin(GenerationMixin):
         prompt = kwargs.get("input_ids") if embeds is None else embeds
         if prompt is not None:
             self._check_length(prompt, kwargs.get("attention_mask"))
-        if embeds is not None and not asked["is_assistant"]:
-            check_finite(embeds, "embeddings of the prompt (text and visual tokens)")
-        if not asked["is_assistant"]:
-            length = 0 if prompt is None or input_ids is None else input_ids.shape[1]
-            given = kwargs.get("logits_processor") or ()
-            if len(args) < 2:
-                kwargs["logits_processor"] = LogitsProcessorList([*given, FiniteLogits(length)])
-        return super().generate(*args, **kwargs)
+        if not self.chosen("is_assistant", kwargs):
+            if embeds is not None:
+                check_finite(embeds, "embeddings of the prompt (text and visual tokens)")
+            length = 0 if input_ids is None else input_ids.shape[1]
+            kwargs["logits_processor"] = LogitsProcessorList(
+                [*(kwargs.get("logits_processor") or ()), FiniteLogits(length)]
+            )
+        return super().generate(**kwargs)
+
+    def chosen(self, name: str, kwargs: dict[str, Any]) -> Any:
+        """Return a setting of `generate`: an argument, a field of the configuration given, or the model's own."""
+        if kwargs.get(name) is not None:
+            return kwargs[name]
+        config = kwargs.get("generation_config")
+        return getattr(self.generation_config if config is None else config, name, None)
+
+    def is_assisted(self, kwargs: dict[str, Any]) -> bool:
+        """Whether arguments of `generate` ask for speculative decoding."""
+        return kwargs.get("assistant_model") is not None or bool(self.chosen("prompt_lookup_num_tokens", kwargs))
 
     def prepare_inputs_for_generation(
         self,
@@ -230,6 +239,8 @@ class MediaGenerationMixin(GenerationMixin):
 
     def _drafter(self, assistant: Any, input_ids: Tensor, media: dict[str, Any], kwargs: dict[str, Any]) -> Drafter:
         """Return the assistant with the prompt as it embeds it."""
+        if isinstance(assistant, Drafter):
+            return assistant
         if assistant is self:
             return Drafter(assistant, kwargs.get("inputs_embeds"))
         if not media or not isinstance(assistant, MediaGenerationMixin):
