@@ -171,6 +171,11 @@ class LiveVideo:
                 f"{name}: keep_features=False needs the compressor hicom, which works in chunks; this model has "
                 f"{model.config.compressor}"
             )
+        if any(parameter.is_meta for parameter in model.model.compressor.parameters()):
+            raise ValueError(
+                f"{name}: keep_features=False needs a compressor in memory; give model.compressor a device in "
+                "device_map, or keep features"
+            )
         for question in questions:
             steering = steering_of(model, extract_instruction(question), window)
             self._streams[steering] = self._start_stream(model.model.compressor, steering, num_frames)
