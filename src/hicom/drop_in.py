@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import update_wrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -174,8 +174,8 @@ class Attachment:
         if self._is_processor:
             self._patches.set(processor, "replace_video_token", self._replace_video_token)
         self._patches.set(core, "get_video_features", self.get_video_features)
-        self._patches.set(core, "forward", self._with_prompts(core.forward))
-        self._patches.set(model, "generate", self._with_prompts(model.generate))
+        self._patches.set(core, "forward", _WithPrompts(core.forward))
+        self._patches.set(model, "generate", _WithPrompts(model.generate))
 
     def __enter__(self) -> Self:
         return self
@@ -362,21 +362,6 @@ class Attachment:
         places = {text: number for number, text in enumerate(dict.fromkeys(instructions))}
         return self._encoder.embed(list(places))[[places[text] for text in instructions]]
 
-    def _with_prompts(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method of the model that tells `get_video_features` which prompts its videos stand in."""
-
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            # `generate` calls its first argument `inputs`, `forward` calls it `input_ids`.
-            ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-            state = _PROMPTS.set(_Prompts(ids, kwargs.get("attention_mask")))
-            try:
-                return method(*args, **kwargs)
-            finally:
-                _PROMPTS.reset(state)
-
-        return call
-
     def _replace_video_token(self, video_inputs: dict[str, Any], video_idx: int = 0, **kwargs: Any) -> str:
         """Return the placeholders of a video; in place of the processor's own method."""
         processor = self._patches.owner("replace_video_token")
@@ -417,7 +402,7 @@ def pool_windows(
     Returns:
         `float[G, ceil(h / H), ceil(w / W), D]`, the groups G of one video after the other.
     """
-    plan = time_plan(num_frames, window[0]).to(values_FhwD)
+    plan = time_plan(num_frames, window[0]).to(values_FhwD.device, values_FhwD.dtype)
     if keys_FhwK is None or query_VK is None:
         return mean_of_groups(values_FhwD, plan, window)
     # In 16 bit, cosines times a scale of a hundred would be off by half a unit.
@@ -425,6 +410,29 @@ def pool_windows(
     logits = mask_repeats(match_windows(keys, query, plan, window) * logit_scale, plan)
     weights = logits.flatten(3).softmax(-1).view(logits.shape).to(values_FhwD)
     return sum_windows(values_FhwD, weights, plan, window)
+
+
+class _WithPrompts:
+    """A method of a model that tells `get_video_features` which prompts its videos stand in.
+
+    An object and no nested function: a deep copy of the model then gets one that calls the copy.
+
+    Args:
+        method: of the model.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        update_wrapper(self, method)
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # `generate` calls its first argument `inputs`, `forward` calls it `input_ids`.
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        state = _PROMPTS.set(_Prompts(ids, kwargs.get("attention_mask")))
+        try:
+            return self._method(*args, **kwargs)
+        finally:
+            _PROMPTS.reset(state)
 
 
 class _Patches:

@@ -26,6 +26,7 @@ from .data.cache import Entry, FeatureCache, content_digest
 from .data.domain import summarize
 from .data.features import tower_digest
 from .model.compressor import CompressorStream, HybridCompressor
+from .model.generation import check_finite
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures
 from .model.ops import Window
@@ -165,10 +166,15 @@ class LiveVideo:
             raise ValueError(
                 f"{name}: keep_features=False needs the questions that will be asked; pass questions=[...]"
             )
-        if not isinstance(model.model.compressor, HybridCompressor):
+        if not model.model.compressor.has_modes:
             raise ValueError(
                 f"{name}: keep_features=False needs the compressor hicom, which works in chunks; this model has "
                 f"{model.config.compressor}"
+            )
+        if any(parameter.is_meta for parameter in model.model.compressor.parameters()):
+            raise ValueError(
+                f"{name}: keep_features=False needs a compressor in memory; give model.compressor a device in "
+                "device_map, or keep features"
             )
         for question in questions:
             steering = steering_of(model, extract_instruction(question), window)
@@ -225,6 +231,7 @@ class LiveVideo:
         device = self.model.device
         with timed(self.timings, "vision encoder", device):
             features = self.model.encode_frames(pixels.to(device))
+            check_finite(features.values, f"features of {self.name}")
         if self._streams:
             with timed(self.timings, "compressor", device):
                 for stream in self._streams.values():

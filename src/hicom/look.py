@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .encoding import EncodedVideo
 from .inference import Answer, VideoChat
-from .model.compressor import CompressorOutput, HybridCompressor
+from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
 from .video import VideoFrames, read_frames
 
@@ -230,7 +230,6 @@ def attend(
         )
     if not chat.model.config.is_conditional:
         return None, maps
-    assert isinstance(compressor, HybridCompressor)
     if compressor.global_ is not None and compressor.global_.replaces_tokens:
         return maps, None
     output = chat.model.model.compress(

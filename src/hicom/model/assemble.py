@@ -244,9 +244,7 @@ def special_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dic
 # Reading parts
 
 
-def read_config(
-    name: str | Path, what: str, *, with_weights: bool, **kwargs: Any
-) -> tuple[PreTrainedConfig, Path]:
+def read_config(name: str | Path, what: str, *, with_weights: bool, **kwargs: Any) -> tuple[PreTrainedConfig, Path]:
     """Return the configuration of a model, and its folder, which has the weights, too, if wanted.
 
     Raises:

@@ -88,7 +88,7 @@ def tokenize_instructions(tokenizer: PreTrainedTokenizerBase, instructions: Sequ
 
 def siglip_keys(last_FND: Tensor, head: Any) -> Tensor:
     """Return SigLIP's last hidden state, after its norm, in the text space: `float[F, h w, K]`."""
-    return last_FND + head.mlp(head.layernorm(last_FND))
+    return last_FND + head.mlp(head.layernorm(last_FND)).to(last_FND.device)
 
 
 class DualEncoder:
