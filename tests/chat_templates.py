@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Chat templates of published families in short: what each writes around words, without tools and options.
 
 Written from what the formats are; `{s}`, `{u}` and `{a}` are a turn's text.
@@ -75,7 +76,8 @@ LLAMA_2 = (
 )
 # Into the last one, with nothing between but a blank line.
 MISTRAL_V3 = (
-    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set s = messages[0]['content'] + '\\n\\n' %}"
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+    "{% set s = messages[0]['content'] + '\\n\\n' %}"
     "{% else %}{% set rest = messages %}{% set s = '' %}{% endif %}{{ bos_token }}"
     "{% for m in rest %}"
     "{% if m['role'] == 'user' %}{{ '[INST] ' + (s if loop.last else '') + m['content'] + '[/INST]' }}"
@@ -108,7 +110,8 @@ QWEN_3 = (
     "{{ '<|im_end|>\\n' }}"
     "{% else %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
 )
 # The last answer is in a channel and ends otherwise than earlier ones; system prompts become a developer's.
 GPT_OSS = (
@@ -153,7 +156,11 @@ COMMAND_R = turns(
     prompt="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
     tool="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><results>\n§</results><|END_OF_TURN_TOKEN|>",
 )
-CHATML = ("<|im_start|>user\n§<|im_end|>\n", "<|im_start|>assistant\n§<|im_end|>\n", "<|im_start|>system\n§<|im_end|>\n")
+CHATML = (
+    "<|im_start|>user\n§<|im_end|>\n",
+    "<|im_start|>assistant\n§<|im_end|>\n",
+    "<|im_start|>system\n§<|im_end|>\n",
+)
 CHATML_SPECIALS = ("<|im_start|>", "<|im_end|>")
 DEEPSEEK = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>"}
 
@@ -173,10 +180,7 @@ FAMILIES = {
     "llama2": Family(LLAMA_2),
     "llama3": Family(
         turns(
-            *(
-                f"<|start_header_id|>{role}<|end_header_id|>\n\n§<|eot_id|>"
-                for role in ("user", "assistant", "system")
-            ),
+            *(f"<|start_header_id|>{role}<|end_header_id|>\n\n§<|eot_id|>" for role in ("user", "assistant", "system")),
             start="<|begin_of_text|>",
             prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
@@ -233,10 +237,7 @@ FAMILIES = {
     ),
     "granite3": Family(
         turns(
-            *(
-                f"<|start_of_role|>{role}<|end_of_role|>§<|end_of_text|>\n"
-                for role in ("user", "assistant", "system")
-            ),
+            *(f"<|start_of_role|>{role}<|end_of_role|>§<|end_of_text|>\n" for role in ("user", "assistant", "system")),
             prompt="<|start_of_role|>assistant<|end_of_role|>",
             default="<|start_of_role|>system<|end_of_role|>You are Granite.<|end_of_text|>\n",
         ),
@@ -331,7 +332,9 @@ FAMILIES = {
     "zephyr": Family(
         turns("<|user|>\n§</s>\n", "<|assistant|>\n§</s>\n", "<|system|>\n§</s>\n", prompt="<|assistant|>\n")
     ),
-    "internlm2": Family(turns(*CHATML, start="<s>", prompt="<|im_start|>assistant\n"), CHATML_SPECIALS, eos="<|im_end|>"),
+    "internlm2": Family(
+        turns(*CHATML, start="<s>", prompt="<|im_start|>assistant\n"), CHATML_SPECIALS, eos="<|im_end|>"
+    ),
     "falcon-chat": Family(
         turns("User: §\n", "Falcon: §\n", "System: §\n", prompt="Falcon:"), (), "<|endoftext|>", "<|endoftext|>"
     ),
@@ -352,8 +355,6 @@ FAMILIES = {
         "<|im_end|>",
     ),
     "llava-onevision": Family(LLAVA_ONEVISION, CHATML_SPECIALS, eos="<|im_end|>"),
-    "alpaca": Family(
-        turns("### Instruction:\n§\n\n", "### Response:\n§</s>\n\n", "§\n\n", prompt="### Response:\n")
-    ),
+    "alpaca": Family(turns("### Instruction:\n§\n\n", "### Response:\n§</s>\n\n", "§\n\n", prompt="### Response:\n")),
 }
 TAKES_NO_SYSTEM = {"mistral-v1", "gemma2"}

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import hicom.model.instruction as module
-from hicom.model.instruction import answer_options, extract_instruction, last_user_turn
+from hicom.model.instruction import answer_options, extract_instruction, join_parts
 
 QUESTION = "What does the man in the red shirt do after he opens the door?"
 LETTERS = "A. He sits down.\nB. He leaves.\nC. He waves.\nD. He sleeps."
@@ -179,25 +179,5 @@ def test_every_recogniser_is_needed(name: str, index: int | None, monkeypatch: p
     assert any(extract_instruction(text) != QUESTION for text in (*REAL_PHRASINGS.values(), *categories))
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n"
-        "<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_start|> user What is it? <|im_end|>",
-        "<|start_header_id|>user<|end_header_id|>\n\nWhat is it?<|eot_id|><|start_header_id|>assistant",
-        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWhat is it? [/INST]",
-        "[INST] One? [/INST] Yes. [INST] What is it? [/INST]",
-        "A chat. USER: One? ASSISTANT: Yes.</s>USER: \nWhat is it? ASSISTANT:",
-        "USER: What is it?",
-    ],
-)
-def test_last_user_turn(prompt: str) -> None:
-    assert last_user_turn(prompt) == "What is it?"
-
-
-def test_a_turn_of_another_template() -> None:
-    prompt = "<human>One?<bot>Yes.<human>What is it?<bot>"
-    with pytest.raises(ValueError, match=r"no user turn is found in the prompt '<human>One\?.* pass user_turn"):
-        last_user_turn(prompt)
-    assert last_user_turn(prompt, r"<human>(.*?)<bot>") == "What is it?"
+def test_parts_stand_on_lines_of_their_own() -> None:
+    assert join_parts(["<video>", "what", "happens?"]) == "<video>\nwhat\nhappens?"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,7 +27,7 @@ from .instruction import PLACEHOLDERS
 _SYSTEM, _USER, _USER_2, _ANSWER, _RESULT = ("Qsysz", "Quserz", "Qaskz", "Qansz", "Qtoolz")
 # The look of marks of any template, for prompts that have none of their own template's.
 _FOREIGN = re.compile(
-    r"<\|[^\s|<>]{1,40}\|>|\[/?INST\]|<\w+_of_turn>|<｜[^\s｜]{1,40}｜>|\b(?:ASSISTANT|Assistant)\s?:\s*\Z"
+    r"<[|\uff5c][^\s|\uff5c<>]{1,40}[|\uff5c]>|\[/?INST\]|<\w+_of_turn>|\b(?:ASSISTANT|Assistant)\s?:\s*\Z"
 )
 
 
@@ -63,16 +63,19 @@ class UserTurns:
         Raises:
             ValueError: there is no template.
         """
-        template = chat_template or tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if not template:
+        if not (chat_template or tokenizer.chat_template):
             raise ValueError("the tokenizer has no chat template, which tells where a user's turn stands")
+        template = str(tokenizer.get_chat_template(chat_template))  # by name, where there are several
         known = _KNOWN.setdefault(tokenizer, {})
-        key = (str(template), str(tokenizer.bos_token), str(tokenizer.eos_token))
+        key = (template, str(tokenizer.bos_token), str(tokenizer.eos_token))
         if key not in known:
-            known[key] = cls(tokenizer, str(template))
+            known[key] = cls(tokenizer, template)
         return known[key]
+
+    @property
+    def are_marked(self) -> bool:
+        """Whether the template marks the turns of the user at all."""
+        return self._marks is not None
 
     def has_marks(self, prompt: str) -> bool:
         """Return whether anything in a prompt is of a template; else it is plain text."""
@@ -124,24 +127,38 @@ class UserTurns:
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str, str], UserTurns]] = WeakKeyDictionary()
 
 
-def warn_of_foreign_marks(prompt: str, remedy: str) -> None:
-    """Warn where a prompt without marks of its own template looks as if another template wrote it.
+def last_turn_or_text(prompt: str, finders: Sequence[UserTurns], remedy: str) -> str:
+    """Return what the user says last in a prompt, or the prompt itself where it is plain text.
 
     Args:
         prompt: the whole prompt.
-        remedy: how to state an instruction.
+        finders: of the templates that may have written it, the likeliest first.
+        remedy: how to state an instruction, for errors and warnings.
+
+    Raises:
+        ValueError: a template wrote the prompt, and no user turn is found.
 
     Warns:
-        TurnWarning: it does.
+        TurnWarning: what the user says last is not certain, or the prompt looks as if another template wrote it.
     """
-    found = _FOREIGN.search(_without(prompt, PLACEHOLDERS))
-    if found:
-        warnings.warn(
-            f"the prompt looks as if another chat template than the tokenizer's wrote it ({found[0]!r}), so all of it "
-            f"steers the compressor; {remedy}",
-            TurnWarning,
-            stacklevel=3,
-        )
+    errors = []
+    for finder in finders:
+        if finder.has_marks(prompt):
+            try:
+                return finder.last(prompt, remedy)
+            except ValueError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+    reason = ""
+    foreign = _FOREIGN.search(_without(prompt, PLACEHOLDERS))
+    if foreign is not None:
+        reason = f"the prompt looks as if another chat template than the tokenizer's wrote it ({foreign[0]!r})"
+    elif not all(finder.are_marked for finder in finders):
+        reason = "the chat template does not mark the user's turns"
+    if reason:
+        warnings.warn(f"{reason}, so all of the prompt steers the compressor; {remedy}", TurnWarning, stacklevel=3)
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -236,7 +253,9 @@ class _Reader:
         if final is None or prompt[final.end() :].strip():
             return turn
         between = prompt[turn.closed : final.start()]
-        if any(barrier in between for barrier in self.barriers):
+        ends = ["".join(each.split()).lower() for each in (prompt[turn.end : turn.closed], final[0])]
+        is_same_mark = ends[0].startswith(ends[1]) or ends[1].startswith(ends[0])
+        if not is_same_mark or any(barrier in between for barrier in self.barriers):
             return turn
         return _Turn(turn.start, final.start(), final.end(), turn.number)
 
@@ -253,6 +272,7 @@ class _Marks:
             that there is one; None: there is no such place.
         system_turn: the user turn that it is put into: "first" or "last".
         own: all that stands around the user's words.
+        is_special: whether what opens a user turn has a token of its own.
     """
 
     strict: _Reader
@@ -261,6 +281,7 @@ class _Marks:
     system_end: str | None
     system_turn: str
     own: str
+    is_special: bool
 
     def last(self, prompt: str) -> _Turn | None:
         """Return the last user turn."""
@@ -271,12 +292,11 @@ class _Marks:
             is_doubtful = closer is not None and self.header.search(words, closer.end()) is not None
             return replace(turn, is_doubtful=is_doubtful)
         loose = self.loose.last(prompt)
-        # Words that could open a turn open none in plain text.
-        if loose is not None and loose.end == len(prompt) == loose.closed and not self.loose.first.match(prompt):
-            opened = prompt[: loose.start].rstrip()
-            if not any(opened.endswith(barrier) for barrier in self.loose.barriers):
-                return turn
-        return loose or turn
+        if loose is None:
+            return turn
+        # In plain text, words that open a turn elsewhere open none.
+        is_open = loose.closed == loose.end and loose.number == 1 and self.loose.first.match(prompt) is None
+        return turn if is_open and not self.is_special else loose
 
     def hides_system(self, words: str, *, is_first: bool) -> bool:
         """Return whether a system prompt may be among the words of a turn."""
@@ -343,70 +363,79 @@ class _Renderer:
         end = text.find(right, start) if right else len(text)
         return None if end < 0 else text[start:end]
 
+    def each(self, *pairs: tuple[str, str, str]) -> list[str]:
+        """Return what stands between words, as `between`, for those conversations that the template writes."""
+        found = (self.between(*pair) for pair in pairs)
+        return [mark for mark in found if mark and mark.strip()]
+
 
 def _derive(renderer: _Renderer, bos: str, eos: str, specials: set[str]) -> _Marks | None:
     """Return the marks of a template; None where it has none around the user's words."""
-    first = renderer.between("u", "", _USER)
-    last = renderer.between("u", _USER, "")
+    first, last = renderer.between("u", "", _USER), renderer.between("u", _USER, "")
     if first is None or last is None:
         return None
     later = renderer.between("uaU", _ANSWER, _USER_2)
     answer_end = renderer.between("ua", _ANSWER, "") or ""
-    prompts = [renderer.between("u", _USER, "", True), renderer.between("u", _USER, "", True, enable_thinking=False)]
-    # Where no answer is prepared, what ends the prompt may end less than a turn.
-    after = [mark for mark in prompts if mark is not None and mark.rstrip() != last.rstrip()]
-    after += [mark for mark in (renderer.between(roles, _USER, _ANSWER) for roles in ("ua", "uaU")) if mark]
-    ends = sorted({bos, eos, last, answer_end, answer_end.strip()}, key=len, reverse=True)
-    if bos and any(bos in mark for mark in after):  # it opens turns, too
-        ends.remove(bos)
+    closers = _closers(renderer, last)
+    # What may stand before a user's turn without being of it; some texts begin with what turns begin with.
+    ends = {eos, last, answer_end, answer_end.strip()} | ({bos} if bos not in "".join(closers) else set())
     header = _header(first if later is None else later, ends)
     if not header.strip():
         return None
-    again = renderer.between("uU", _USER, _USER_2)
-    # Two user turns one after the other are told apart only where an end stands between them.
-    again = again if again is not None and last.strip() and again.startswith(last.rstrip()) else None
-    closers = {mark.rstrip(): False for mark in after}
-    for system in (renderer.between("us", _USER, _SYSTEM), renderer.between("usU", _USER, _SYSTEM)):
-        if system is not None:
-            closers[system.rstrip()] = False
-    if again is not None:
-        closers[again] = True
     if not any(mark.strip() for mark in closers):  # nothing but the next user turn ends this one
-        closers[header if later is None else later] = True
+        closers = {later or header: True}
     system = _system_place(renderer, header)
-    others = _Others(renderer, header, system)
-    strict_openers = {mark: True for mark in (later, renderer.between("uctU", _RESULT, _USER_2), again) if mark}
-    if later is None:
-        strict_openers[header] = True
-    strict_openers |= {(later or header) + rest: False for rest in others.after_header}
-    before = renderer.between("su", _SYSTEM, _USER)
-    strict_before = strict_openers | ({before: True} if before and before.strip() else {})
-    starts = {first: True} | {first + rest: False for rest in others.after_header}
-    loose_openers = {header: True} | {header + rest: False for rest in others.after_header}
-    if system.begin:  # behind what ends a system prompt the user's words begin
+    # What has the user's header and is not of the user: results of tools, system prompts.
+    others = [rest for rest in (_tool_begin(renderer, header), system.begin) if rest.strip()]
+    openers = {later or header: True} | {(later or header) + rest: False for rest in others}
+    openers |= {mark: True for mark, opens in closers.items() if opens}
+    openers |= dict.fromkeys(renderer.each(("uctU", _RESULT, _USER_2)), True)
+    loose_openers = {header: True} | {header + rest: False for rest in others}
+    if system.begin.strip():  # behind what ends such a system prompt the user's words begin
         loose_openers[system.end] = True
         if system.turn == "last":
-            strict_openers[system.end] = True
+            openers[system.end] = True
     own = "".join((header, *closers))
     barriers = {token for token in specials if token not in own} | {answer_end.strip(), last.strip()}
     barriers -= {"", *(closer.strip() for closer in closers)}
     strict = _Reader(
-        _Alternatives(starts, re.escape),
-        _Alternatives(strict_before, re.escape),
-        _Alternatives(strict_openers, re.escape),
-        _Alternatives(closers, re.escape, ends=[last]),
-        tuple(barriers),
+        first=_Alternatives({first: True} | {first + rest: False for rest in others}, re.escape),
+        before=_Alternatives(openers | dict.fromkeys(renderer.each(("su", _SYSTEM, _USER)), True), re.escape),
+        openers=_Alternatives(openers, re.escape),
+        closers=_Alternatives(closers, re.escape, ends=[last]),
+        barriers=tuple(barriers),
     )
+    loosely = _Alternatives(loose_openers, _loosely, re.IGNORECASE)
     loose = _Reader(
-        _Alternatives(loose_openers, _loosely, re.IGNORECASE),
-        _Alternatives(loose_openers, _loosely, re.IGNORECASE),
-        _Alternatives(loose_openers, _loosely, re.IGNORECASE),
-        _Alternatives(closers, _loosely, re.IGNORECASE, ends=[last]),
-        (*barriers, header.strip()),
+        first=loosely,
+        before=loosely,
+        openers=loosely,
+        closers=_Alternatives(closers, _loosely, re.IGNORECASE, ends=[last]),
+        barriers=(*barriers, header.strip()),
     )
-    unmarked = system.end if system.is_inside and not system.begin else None
-    only_header = _Alternatives({header: True}, _loosely, re.IGNORECASE)
-    return _Marks(strict, loose, only_header, unmarked, system.turn, own)
+    return _Marks(
+        strict=strict,
+        loose=loose,
+        header=_Alternatives({header: True}, _loosely, re.IGNORECASE),
+        system_end=system.end if system.is_inside and not system.begin.strip() else None,
+        system_turn=system.turn,
+        own=own,
+        is_special=any(token in header for token in specials),
+    )
+
+
+def _closers(renderer: _Renderer, last: str) -> dict[str, bool]:
+    """Return what may follow a user's words, and whether another user turn begins behind it."""
+    prompts = [renderer.between("u", _USER, "", True), renderer.between("u", _USER, "", True, enable_thinking=False)]
+    # Where no answer is prepared, what ends the prompt may end less than a turn.
+    after = [mark for mark in prompts if mark is not None and mark.rstrip() != last.rstrip()]
+    after += renderer.each(
+        ("ua", _USER, _ANSWER), ("uaU", _USER, _ANSWER), ("us", _USER, _SYSTEM), ("usU", _USER, _SYSTEM)
+    )
+    closers = {mark.rstrip(): False for mark in after}
+    # Two user turns one after the other are told apart only where an end stands between them.
+    again = renderer.each(("uU", _USER, _USER_2))
+    return closers | {mark: True for mark in again if last.strip() and mark.startswith(last.rstrip())}
 
 
 def _header(mark: str, ends: Iterable[str]) -> str:
@@ -456,23 +485,13 @@ def _system_place(renderer: _Renderer, header: str) -> _SystemPlace:
     return _SystemPlace(True, begin.strip() and begin.removeprefix(header[len(header.rstrip()) :]), end, turn)
 
 
-class _Others:
-    """What a template puts into turns with the user's header that are not of the user.
-
-    Args:
-        renderer: of the template.
-        header: of a user turn.
-        system: where system prompts stand.
-    """
-
-    def __init__(self, renderer: _Renderer, header: str, system: _SystemPlace) -> None:
-        self.after_header = [system.begin] if system.is_inside and system.begin else []
-        for roles, left in (("uct", _USER), ("uat", _ANSWER)):
-            text = renderer.between(roles, left, _RESULT)
-            opened = -1 if text is None else text.rfind(header)
-            if text is not None and opened >= 0 and text[opened + len(header) :].strip():
-                self.after_header.append(text[opened + len(header) :])
-                return
+def _tool_begin(renderer: _Renderer, header: str) -> str:
+    """Return what stands between a user's header and the result of a tool, where results are in such turns."""
+    for text in renderer.each(("uct", _USER, _RESULT), ("uat", _ANSWER, _RESULT)):
+        _, found, rest = text.rpartition(header)
+        if found and rest.strip():
+            return rest
+    return ""
 
 
 def _without(text: str, tokens: Iterable[str]) -> str:
