@@ -24,6 +24,10 @@ _OPTIONS = tuple(
         _HEADER + r"\s*(?P<first>\(?1\s*[).:])\s*\S.*?\s(?P<second>\(?2\s*[).:])\s*\S",
     )
 )
+# Options without letters: all that stands behind their header, unless it asks something.
+_LIST = re.compile(
+    rf"(?:^|\n|(?<=[.?!])\s)[ \t]*{_HEADER}\s*(?!\(?1\s*[).:])(?=\S)(?!.*\?\s*(?:\n|\Z)).*", re.IGNORECASE | re.DOTALL
+)
 _OPTION_LINE = re.compile(r"\s*\(?(?:[A-Z]|\d{1,2})\s*[).:]\s*\S.*", re.IGNORECASE)
 
 _ASK = (
@@ -101,6 +105,9 @@ def extract_instruction(text: str) -> str:
     text = _own_words(plain)
     found = _find_options(text)
     before, after = (text[: found.start()], text[found.start() :]) if found else (text, "")
+    listed = _LIST.search(before)
+    if listed and re.search(r"\w", before[: listed.start()]):
+        before = before[: listed.start()]
     instruction = _without_remarks(before)
     if not re.search(r"\w", instruction):  # options may also precede their question
         instruction = _without_remarks("\n".join(line for line in after.split("\n") if not _OPTION_LINE.match(line)))
