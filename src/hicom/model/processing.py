@@ -20,10 +20,11 @@ from .compressor import Compression
 from .config import HIComConfig
 from .convert import OfficialCheckpoint
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
-from .instruction import extract_instruction
+from .instruction import extract_instruction, join_parts
 from .modeling import HIComForConditionalGeneration
 from .ops import Window, check_window, choose_window, token_count
 from .tower import TokenizerMissing
+from .turns import UserTurns, last_turn_or_text
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -106,6 +107,7 @@ class HIComProcessor(ProcessorMixin):
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self._other_templates: list[str] = []
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -339,15 +341,19 @@ class HIComProcessor(ProcessorMixin):
         return np.where(is_answer, ids, -100)
 
     def _last_user_turn(self, prompt: str) -> str:
-        """Return the last user turn of a rendered prompt; the prompt itself where its markers are unknown."""
-        for start, end in (
-            ("<|im_start|>user\n", "<|im_end|>"),
-            ("<|start_header_id|>user<|end_header_id|>", "<|eot_id|>"),
-            ("[INST]", "[/INST]"),
-        ):
-            if start in prompt:
-                return prompt.rpartition(start)[2].partition(end)[0]
-        return prompt
+        """Return the last user turn of a rendered prompt; the prompt itself where it is plain text.
+
+        Raises:
+            ValueError: a chat template wrote the prompt, and no user turn is found.
+
+        Warns:
+            TurnWarning: what the user says last is not certain.
+        """
+        # A template that a call of `apply_chat_template` was given may have written it.
+        finders = [UserTurns.of(self.tokenizer, each) for each in (self.chat_template, *self._other_templates)]
+        for token in (self.video_token, self.image_token):
+            prompt = prompt.replace(token, " ")
+        return last_turn_or_text(prompt, finders, "state the `instruction`")
 
     def apply_chat_template(
         self,
@@ -380,6 +386,8 @@ class HIComProcessor(ProcessorMixin):
             ValueError: a message is malformed, or there is no answer to label.
         """
         kwargs.pop("return_dict", None)
+        if chat_template is not None and chat_template not in self._other_templates:
+            self._other_templates.append(chat_template)
         is_batch = bool(conversation) and isinstance(conversation[0], list)
         conversations: list[list[dict[str, Any]]] = conversation if is_batch else [conversation]  # type: ignore[assignment,list-item]
         media: dict[str, list[Any]] = {"videos": [], "images": []}
@@ -412,6 +420,9 @@ class HIComProcessor(ProcessorMixin):
             kwargs["answer_starts"] = starts
         if kwargs.get("instruction") is None:
             turns = [[m["content"] for m in messages if m["role"] == "user"] for messages in plain]
+            for turn, prompt in zip(turns, prompts, strict=True):
+                if not turn and self._media_kinds(prompt):
+                    raise ValueError("a conversation with media has no turn of the user; state the `instruction`")
             kwargs["instruction"] = [extract_instruction(turn[-1]) if turn else "" for turn in turns]
         for kind, sources in media.items():
             if sources:
@@ -429,13 +440,13 @@ class HIComProcessor(ProcessorMixin):
             if kind == "text":
                 pieces.append(part["text"])
             elif kind in ("video", "image"):
-                pieces.append(f"{self.video_token if kind == 'video' else self.image_token}\n")
+                pieces.append(self.video_token if kind == "video" else self.image_token)
                 source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
                 if source is not None:
                     media[f"{kind}s"].append(source)
             else:
                 raise ValueError(f"a message part has type={kind!r}; text, video and image exist")
-        return {"role": message["role"], "content": "".join(pieces)}
+        return {"role": message["role"], "content": join_parts(pieces)}
 
     @property
     def model_input_names(self) -> list[str]:

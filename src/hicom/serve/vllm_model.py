@@ -122,6 +122,10 @@ class HIComDummyInputsBuilder(BaseDummyInputsBuilder[HIComProcessingInfo]):
 class HIComMultiModalProcessor(BaseMultiModalProcessor[HIComProcessingInfo]):
     """Frames to pixels, instructions to tokens, placeholders to their number."""
 
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """Return what vLLM measures its memory with: a prompt that asks nothing, under a stated instruction."""
+        return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs={"instruction": "describe"})
+
     def recover_instruction(self, prompt: Sequence[int]) -> str:
         """Return what steers the compressor: the last user turn of a prompt, as in training."""
         processor = self.info.processor
