@@ -116,7 +116,9 @@ def test_answer_equals_plain_generate(chat: VideoChat, video: EncodedVideo) -> N
         "role": "user",
         "content": [{"type": "video", "video": frames()}, {"type": "text", "text": QUESTIONS[0]}],
     }
-    inputs = chat.processor.apply_chat_template([message], tokenize=True, add_generation_prompt=True)
+    inputs = chat.processor.apply_chat_template(
+        [message], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
     ids = chat.model.generate(**inputs, max_new_tokens=6)
     new = ids[0, inputs["input_ids"].shape[1] :]
     text = chat.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -174,7 +176,9 @@ def test_conversation_compresses_anew_for_every_question(chat: VideoChat, video:
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": QUESTIONS[1]},
     ]
-    inputs = chat.processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)
+    inputs = chat.processor.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
     ids = chat.model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
     assert chat.processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == second
 
@@ -282,7 +286,7 @@ def test_replies_without_a_video(chat: VideoChat, video: EncodedVideo) -> None:
     messages = [{"role": "user", "content": QUESTIONS[0]}]
     answer = chat.reply(messages, max_new_tokens=3)
     assert answer.num_visual_tokens == 0
-    ids = chat.processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+    ids = chat.processor.apply_chat_template(messages, tokenize=True, return_tensors="pt", add_generation_prompt=True)
     assert answer.num_prompt_tokens == ids.shape[-1]
     expected = chat.model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)[0, ids.shape[-1] :]
     assert answer.text == chat.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()

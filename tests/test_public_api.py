@@ -56,9 +56,14 @@ SIGNATURES = {
         "compression='conditional', **kwargs)"
     ),
     "HIComProcessor.__call__": (
-        "(text, images=None, videos=None, instruction=None, video_num_frames=None, window=None, "
-        "compression='conditional', answer_starts=None, num_frames=None, fps=None, start_s=None, end_s=None, "
-        "**kwargs)"
+        "(images=None, text=None, videos=None, audio=None, *, instruction=None, video_num_frames=None, window=None, "
+        "compression='conditional', answer_starts=None, assistant_spans=None, **kwargs)"
+    ),
+    "HIComProcessor.apply_chat_template": (
+        "(conversation, chat_template=None, tools=None, documents=None, add_generation_prompt=False, "
+        "continue_final_message=False, return_assistant_tokens_mask=False, tokenize=False, return_tensors='auto', "
+        "return_dict=False, load_audio_from_video=False, processor_kwargs=None, sanitize_control_tokens=False, *, "
+        "return_labels=False, **kwargs)"
     ),
     "VideoChat.from_pretrained": (
         "(name='hicom-tiny', *, device=None, dtype=None, cache=None, vision_tower=None, revision=None, token=None, "

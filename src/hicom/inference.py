@@ -556,10 +556,14 @@ class VideoChat:
         batch = self.processor.apply_chat_template(
             rendered,
             tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
             add_generation_prompt=True,
-            instruction=texts,
             video_num_frames=[video.num_frames for videos in rows for video in videos],
             window=window,
+            compression="unguided",  # as many tokens; the instruction is in those above already
         )
         input_ids = batch["input_ids"].to(device)
         embeddings = model.get_input_embeddings()(input_ids)

@@ -74,6 +74,8 @@ def test_the_prompt_is_that_of_inference(
             }
         ],
         tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
         add_generation_prompt=True,
         num_frames=4,
         window=(1, 2, 2),

@@ -343,7 +343,8 @@ def test_windows_pictures_several_videos_turns_and_text(engine: Any, chat: Video
 @pytest.mark.vllm
 def test_pictures(engine: Any, chat: VideoChat, frames: np.ndarray) -> None:
     picture = Image.fromarray(frames[0])
-    batch = chat.processor(prompt(chat, QUESTIONS[0], kind="image"), images=[picture], instruction=QUESTIONS[0])
+    text = prompt(chat, QUESTIONS[0], kind="image")
+    batch = chat.processor(images=[picture], text=text, instruction=QUESTIONS[0], return_tensors="pt")
     ids = chat.model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
     expected = chat.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     found = generate(engine, [(prompt(chat, QUESTIONS[0], kind="image"), {"image": picture})])

@@ -215,7 +215,11 @@ def test_a_chain_passes_the_model_on(folder: Path, tmp_path: Path) -> None:
     processor = HIComProcessor.from_pretrained(model_folder)
     content = [{"type": "video", "video": folder / "0.mp4"}, {"type": "text", "text": "which way does the cat go ?"}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
     )
     assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
 

@@ -199,7 +199,17 @@ class Collator:
                 if self.compression == "conditional" and "keys" in self.store.key:
                     features["video_keys"] = self.store.read(shown, "keys").float()
         conversations: list[list[dict[str, Any]]] = [self.conversation(sample) for sample in samples]
-        batch = self.processor.apply_chat_template(conversations, tokenize=True, return_labels=True, **extra, **media)
+        batch = self.processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_labels=True,
+            padding=True,
+            padding_side="left",
+            **extra,
+            **media,
+        )
         assert not isinstance(batch, str | list)
         # Prompts are padded on the left, so all answers stand at the end; a loss there needs no other logits.
         first = int((batch["labels"] != IGNORED).any(0).int().argmax())

@@ -6,9 +6,14 @@ def register() -> None:
     from transformers import (
         AutoConfig,
         AutoModel,
+        AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
         AutoProcessor,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     )
 
     from .config import HIComConfig
@@ -17,6 +22,10 @@ def register() -> None:
 
     AutoConfig.register("hicom", HIComConfig, exist_ok=True)
     AutoModel.register(HIComConfig, HIComModel, exist_ok=True)
+    AutoModelForCausalLM.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
     AutoModelForImageTextToText.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(HIComConfig, HIComProcessor, exist_ok=True)
+    # `transformers serve` looks a model's kind up by name, where the Auto classes do not put it.
+    for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+        names.setdefault("hicom", HIComForConditionalGeneration.__name__)

@@ -74,8 +74,8 @@ def tokenize_instructions(tokenizer: PreTrainedTokenizerBase, instructions: Sequ
     Warns:
         InstructionWarning: an instruction is too long and is cut.
     """
-    for text in instructions:
-        length = len(tokenizer(text)["input_ids"])
+    for text in dict.fromkeys(instructions):
+        length = len(tokenizer(text, verbose=False)["input_ids"])  # transformers' own warning is untrue: it is cut
         if length > limit:
             warnings.warn(
                 f"the instruction has {length} tokens, the instruction encoder takes {limit}; the rest does not "
@@ -83,7 +83,14 @@ def tokenize_instructions(tokenizer: PreTrainedTokenizerBase, instructions: Sequ
                 InstructionWarning,
                 stacklevel=3,
             )
-    return tokenizer(list(instructions), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    return tokenizer(
+        list(instructions),
+        padding="max_length",
+        padding_side="right",
+        max_length=limit,
+        truncation=True,
+        return_tensors="pt",
+    )
 
 
 def siglip_keys(last_FND: Tensor, head: Any) -> Tensor:

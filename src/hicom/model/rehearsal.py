@@ -1,7 +1,7 @@
 """What proves that a language model can be HICom's: a run without numbers before it is loaded, one with them after.
 
-The first takes no memory at any size, so what fails is said before gigabytes are read. The second compares logits of the
-language model's own class with those of the model that was made of it.
+The first takes no memory at any size, so what fails is said before gigabytes are read. The second compares logits of
+the language model's own class with those of the model that was made of it.
 """
 
 from __future__ import annotations
