@@ -787,6 +787,7 @@ def data_check(
     ]
     counts = f"{found.num_media:,} files, {found.num_checked:,} opened, {len(found.bad):,} cannot be read"
     rows.append(("media", f"{counts}, {len(found.damaged):,} damaged"))
+    rows += [(f"{number:,} bad records", one_line(kind)) for kind, number in found.kinds_of_bad_records.most_common()]
     print_table(rows)
     bad = [error["message"] for source in found.sources for error in source["bad_records"]]
     bad += [f"{each.path}: {each.problem} ({each.num_samples} samples, first {each.source})" for each in found.bad]

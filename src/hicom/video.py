@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
 
 import av
 import av.error
@@ -47,11 +47,14 @@ from . import pyav
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+T = TypeVar("T")
 Snap: TypeAlias = Literal["exact", "keyframe"]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
 
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Seconds of a part: from, up to, or both.
+_PART = re.compile(r"(?P<path>.+)#t=(?=[\d,])(?P<start_s>\d+(?:\.\d+)?)?(?:,(?P<end_s>\d+(?:\.\d+)?))?", re.DOTALL)
 _MAX_THREADS = 8  # of one call, in total; every decoder holds up to 17 pictures for reference
 _MAX_DECODER_THREADS = 4  # of one decoder; more cost memory and decode frames ahead that nobody asked for
 _SEEK_PACKETS = 256  # reading past fewer packets than this is cheaper than a seek
@@ -133,6 +136,30 @@ class VideoFrames:
     info: VideoInfo
 
 
+def with_bounds(path: str, start_s: float | None, end_s: float | None) -> str:
+    """Return the path of a part of a video: `clip.mp4#t=5,12`, as media fragments of the W3C have it.
+
+    Raises:
+        VideoError: the bounds are no part of a video.
+    """
+    _Choice(name=path, start_s=start_s, end_s=end_s)
+    first, last = ("" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in (start_s, end_s))
+    if not first and not last:
+        return path
+    return f"{path}#t={first},{last}" if last else f"{path}#t={first}"
+
+
+def split_bounds(source: T) -> tuple[T | Path, dict[str, float]]:
+    """Return the file of a path such as `clip.mp4#t=5,12`, and its bounds as `start_s` and `end_s`.
+
+    All else comes as it is, without bounds; so does the path of a file that is really called so.
+    """
+    found = _PART.fullmatch(str(source)) if isinstance(source, str | os.PathLike) else None
+    if found is None or Path(found[0]).exists():
+        return source, {}
+    return Path(found["path"]), {key: float(found[key]) for key in ("start_s", "end_s") if found[key]}
+
+
 def uniform_indices(total: int, num_frames: int) -> list[int]:
     """Return the frames in the middle of `num_frames` equal segments of frames 0 to `total` - 1.
 
@@ -159,7 +186,7 @@ def probe(source: Source, *, source_fps: float = 25.0) -> VideoInfo:
     Raises:
         VideoError: the source is not a video that can be read.
     """
-    return _open_clip(source, source_fps).info
+    return _open_clip(split_bounds(source)[0], source_fps).info
 
 
 def read_frames(
@@ -180,7 +207,8 @@ def read_frames(
     Args:
         source: a path or an open binary file of any container that FFmpeg reads, GIF and WebP included, or its bytes; a
             folder of images, read in natural order (frame2 before frame10); a still image; uint8[T, H, W, 3] or
-            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]).
+            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]). A path may end with `#t=5,12`:
+            seconds 5 to 12 of that file, as `start_s` and `end_s` would say.
         num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video.
         fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
         timestamps_s: the frames on screen at these times, in this order.
@@ -232,12 +260,16 @@ def open_frames(
     if isinstance(source, VideoFrames):
         return FrameReader(_Given(source), None, None)
     name = _name(source)
+    file, bounds = split_bounds(source)
+    if twice := [key for key in bounds if choice.get(key) is not None]:
+        raise VideoError(f"{name}: the path says {' and '.join(twice)} already; give it once")
+    choice |= bounds
     if unknown := set(choice) - {each.name for each in fields(_Choice)}:
         raise VideoError(f"{name}: there is no choice of frames by {', '.join(sorted(unknown))}")
     chosen = _Choice(name=name, **choice)
     if size is not None:
         _check_count(name, "size", size)
-    return FrameReader(_open_clip(source, source_fps), chosen, size)
+    return FrameReader(_open_clip(file, source_fps), chosen, size)
 
 
 class FrameReader:

@@ -15,6 +15,7 @@ from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train.assemble import assemble
 from hicom.video import VideoError
+from media import write_video
 from toy_training import make_config, make_folder, make_records
 
 
@@ -124,6 +125,30 @@ def test_a_video_shared_by_questions_is_passed_once_and_gives_the_same_loss(
             apart[name] = torch.cat([batch[name].split(4)[video] for video in batch["video_index"]])
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).loss, model(**apart).loss)
+
+
+def test_parts_of_a_video_are_videos_of_their_own(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], tmp_path: Path
+) -> None:
+    """From pixels and from kept features; a file that changes is encoded again for all its parts."""
+    model, processor = parts
+    write_video(tmp_path / "a.mp4", 30, width=32, height=32)
+    sample = read_records(folder / "records.jsonl")[0]
+    samples = [dataclasses.replace(sample, videos=(tmp_path / f"a.mp4{part}",)) for part in ("#t=0.5,0.8", "#t=0,0.3")]
+    plain = Collator(processor=processor, num_frames=4)
+    pixels = plain(list(enumerate(samples)))["pixel_values_videos"]
+    for number, bounds in enumerate(((0.5, 0.8), (0.0, 0.3))):
+        expected = processor.read_video(tmp_path / "a.mp4", num_frames=4, start_s=bounds[0], end_s=bounds[1])
+        assert torch.equal(pixels[4 * number : 4 * number + 4], processor.pixel_values(expected.frames))
+    videos = [video for each in samples for video in each.videos]
+    store = cache_features(model, processor, videos, tmp_path / "cache", num_frames=4)
+    batch = list(enumerate(samples))
+    with torch.no_grad():
+        loss, kept = (model(**each(batch)).loss for each in (plain, dataclasses.replace(plain, store=store)))
+    torch.testing.assert_close(kept, loss, rtol=1e-3, atol=1e-3)
+    assert all(video in store for video in videos)
+    write_video(tmp_path / "a.mp4", 60, width=32, height=32)
+    assert not any(video in store for video in videos)
 
 
 def test_windows_depend_on_the_samples_alone(

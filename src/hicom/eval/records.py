@@ -18,6 +18,7 @@ from ..data.mixture import Selection, read_sources
 from ..data.records import PLACEHOLDERS, FileRecords
 from ..data.records import Sample as RecordSample
 from ..model.instruction import answer_options, extract_instruction
+from ..video import split_bounds
 from .answers import chosen_option
 from .benchmarks import TASKS
 from .benchmarks.activitynet_qa import requests
@@ -224,6 +225,7 @@ def convert(turn: Turn, name: str, place: str = "") -> Sample:
     if len(sample.videos) != 1 or sample.images:
         raise ValueError(f"shows {len(sample.videos)} videos and {len(sample.images)} images")
     (video,) = sample.videos
+    file, bounds = split_bounds(video)
     *before, question = ({"role": m["role"], "content": without_placeholders(m["content"])} for m in sample.messages)
     if not question["content"].strip():
         raise ValueError("asks nothing")
@@ -231,14 +233,16 @@ def convert(turn: Turn, name: str, place: str = "") -> Sample:
     chosen = chosen_option(sample.answer, options) if options else None
     return Sample(
         id=name,
-        video=video,
-        video_id=place + str(video.relative_to(turn.root) if video.is_relative_to(turn.root) else video),
+        video=file,
+        video_id=place + str(file.relative_to(turn.root) if file.is_relative_to(turn.root) else file),
         question=extract_instruction(question["content"]),
         options=() if chosen is None else options,
         answer=sample.answer if chosen is None else chosen,
         groups=groups_of(sample.metadata),
         text=question["content"],
         history=tuple(before),
+        start_s=bounds.get("start_s"),
+        end_s=bounds.get("end_s"),
     )
 
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import optim
 from ..data.collate import SampleSet
-from ..data.mixture import read_sources
+from ..data.mixture import NOTHING, read_skip_list, read_sources
 from ..data.records import PLACEHOLDERS
 from ..encoding import free_memory
 from ..model.config import HIComConfig
@@ -315,7 +315,8 @@ def sample_size(config: TrainConfig, processor: HIComProcessor) -> SampleSize:
     frames = processor.num_frames if data.num_frames is None else data.num_frames
     if missing_records(config):
         return SampleSize(num_frames=frames)
-    samples = SampleSet(read_sources(data.records, data.root, data.on_bad_record))
+    skip = NOTHING if data.skip_list is None else read_skip_list(data.skip_list)
+    samples = SampleSet(read_sources(data.records, data.root, data.on_bad_record, skip))
     lengths, _ = samples.lengths_and_videos()
     _, longest = samples[max(range(len(samples)), key=lengths.__getitem__)]
     text = "\n".join(message["content"] for message in longest.messages)

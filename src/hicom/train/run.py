@@ -30,7 +30,7 @@ from transformers.integrations import TensorBoardCallback
 from ..data.collate import Collator, GroupedSampler, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore, cache_features
-from ..data.mixture import not_skipped, read_skip_list, read_sources
+from ..data.mixture import NOTHING, not_skipped, read_skip_list, read_sources
 from ..locks import locked, owned
 from ..model.convert import is_official
 from ..model.hub import find_model
@@ -283,13 +283,14 @@ def make_data(
     """
     data, stage = config.data, config.stage
     num_frames = processor.num_frames if data.num_frames is None else data.num_frames
-    sources = read_sources(data.records, data.root, data.on_bad_record)
+    skip = NOTHING if data.skip_list is None else read_skip_list(data.skip_list)
+    sources = read_sources(data.records, data.root, data.on_bad_record, skip)
     for source in sources:
         if source.records.errors:
             errors = source.records.errors
             logger.warning("%d bad records are left out; the first: %s", len(errors), errors[0].message)
     if data.skip_list is not None:
-        skip, before = read_skip_list(data.skip_list), sum(map(len, sources))
+        before = sum(map(len, sources))
         sources = [not_skipped(source, skip) for source in sources]
         logger.warning("%d samples are left out, as %s says", before - sum(map(len, sources)), data.skip_list)
     store: FeatureStore | None = None
