@@ -10,6 +10,7 @@ import pytest
 import hicom
 
 LEVELS = {
+    "square": -1,
     "video": 0,
     "locks": 0,
     "optim": 0,
