@@ -292,8 +292,8 @@ class OfficialCheckpoint:
         vision_config, instruction_config = tower_configs(self.tower, shapes)
         if self.aspect_ratio != "pad" and vision_config.model_type == "clip_vision_model":
             raise ValueError(
-                f"image_aspect_ratio={self.fields.get('image_aspect_ratio')!r} with a CLIP tower, which crops the middle, "
-                "is not supported, only 'pad'"
+                f"image_aspect_ratio={self.fields.get('image_aspect_ratio')!r} with a CLIP tower, which crops, is not "
+                "supported, only 'pad'"
             )
         return HIComConfig(
             vision_config=vision_config,
