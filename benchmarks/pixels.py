@@ -33,6 +33,7 @@ from hicom.video import probe, read_frames, uniform_indices
 ROOT = Path(__file__).parents[1]
 WAYS = ("fast", "exact")
 SIZE, NUM_FRAMES = 384, 32
+DIGITS = {"bias": 2, "mean": 2, "p99": 0, "max": 0}
 QUESTION = "What happens in the video?"
 
 
@@ -183,13 +184,18 @@ def measure(clips: list[Path], num_repeats: int) -> dict[str, Any]:
     }
 
 
+def name_of(clip: dict[str, Any]) -> str:
+    """Return the file name of a clip."""
+    return str(clip["video"]).partition(":")[0]
+
+
 def page(results: dict[str, Any]) -> str:
     """Return the results as a Markdown page."""
     frames, size, n = results["num_frames"], results["size"], results["n"]
     lines = [
         "# Exact pixels",
         "",
-        '`pixels="fast"` scales frames in the decoder, `pixels="exact"` makes of whole frames what Pillow makes of them.',
+        '`pixels="fast"` scales frames in the decoder, `pixels="exact"` makes of whole frames what Pillow does.',
         f"{frames} frames of {size}x{size}, decoding included; medians of n = {n}, in turn.",
         "",
         "| clip | fast | exact | exact / fast |",
@@ -198,10 +204,10 @@ def page(results: dict[str, Any]) -> str:
     for clip in results["clips"]:
         fast, exact = (clip["median_s"][way] for way in WAYS)
         lines.append(f"| {clip['video']} | {fast:.2f} s | {exact:.2f} s | {clip['exact_over_fast']:.2f} |")
-    decoders = sorted({clip["decoder"] for clip in results["clips"]})
+    decoders = " and ".join(sorted({clip["decoder"] for clip in results["clips"]}))
     lines += [
         "",
-        f"Levels (of 255) away from the release's: whole frames of {' and '.join(decoders)}, padded and resized by Pillow.",
+        f"Levels (of 255) away from the release's: whole frames of {decoders}, padded and resized by Pillow.",
         "",
         "| clip | way | bias | mean | 99 % below | max |",
         "|---|---|---:|---:|---:|---:|",
@@ -209,14 +215,12 @@ def page(results: dict[str, Any]) -> str:
     for clip in results["clips"]:
         for way in WAYS:
             off = clip["levels"][way]
-            lines.append(
-                f"| {clip['video'].partition(':')[0]} | {way} | {off['bias']:.2f} | {off['mean']:.2f} | {off['p99']:.0f} | "
-                f"{off['max']:.0f} |"
-            )
+            cells = [name_of(clip), way, *(f"{off[key]:.{digits}f}" for key, digits in DIGITS.items())]
+            lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "How far the same model moves from fast to exact pixels: visual tokens as a part of their length, logits of the",
-        "first answer token (largest difference; their own standard deviation), Kullback-Leibler divergence in nats.",
+        "How far the same model moves from fast to exact pixels: visual tokens as a part of their length, logits of",
+        "the first answer token (largest difference; their own standard deviation), Kullback-Leibler divergence in nats.",
         "",
         "| clip | model | tokens | logits | of std | divergence | first token | answer |",
         "|---|---|---:|---:|---:|---:|---|---|",
@@ -227,17 +231,17 @@ def page(results: dict[str, Any]) -> str:
         }
         for name, found in models.items():
             answer = {True: "same", False: "other", None: ""}[found.get("same_answer")]
-            lines.append(
-                f"| {clip['video'].partition(':')[0]} | {name} | {found['tokens_change']:.1%} | {found['logits_max']:.3f} | "
-                f"{found['logits_std']:.2f} | {found['kl']:.1e} | {'same' if found['same_first_token'] else 'other'} | {answer} |"
-            )
+            cells = [name_of(clip), name, f"{found['tokens_change']:.1%}", f"{found['logits_max']:.3f}"]
+            cells += [f"{found['logits_std']:.2f}", f"{found['kl']:.1e}"]
+            cells += ["same" if found["same_first_token"] else "other", answer]
+            lines.append(f"| {' | '.join(cells)} |")
     machine = results["hardware"]
     lines += [
         "",
         "No released weights were at hand: what exact pixels are worth to them is not measured here.",
         "",
-        f"{results['date']}, {machine['machine']}, {machine['cpus']} CPUs, {results['num_threads']} thread of torch, commit "
-        f"`{short_commit(results['commit'])}`. `benchmarks/pixels.py` makes this page.",
+        f"{results['date']}, {machine['machine']}, {machine['cpus']} CPUs, {results['num_threads']} thread of torch, "
+        f"commit `{short_commit(results['commit'])}`. `benchmarks/pixels.py` makes this page.",
     ]
     return "\n".join(lines)
 
