@@ -11,6 +11,7 @@ import hicom
 
 LEVELS = {
     "pyav": -1,
+    "square": -1,
     "video": 0,
     "locks": 0,
     "optim": 0,

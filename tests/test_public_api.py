@@ -97,7 +97,7 @@ SIGNATURES = {
     "probe": "(source, *, source_fps=25.0)",
     "read_frames": (
         "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, "
-        "max_frames=None, size=None, source_fps=25.0, snap='exact')"
+        "max_frames=None, size=None, source_fps=25.0, snap='exact', repeat=False)"
     ),
     "register": "()",
 }

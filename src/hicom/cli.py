@@ -1146,7 +1146,7 @@ def start_vllm(
     limits = access.requests(most)
     VLLMSettings(media=access.media(), requests=limits).to_environment()
     os.environ["VLLM_MEDIA_CONNECTOR"] = "hicom"
-    video = {"video_backend": "hicom", "num_frames": frames, "size": processor.image_size}
+    video = {"video_backend": "hicom", "num_frames": frames, **processor.reading_options}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", name, "--media-io-kwargs", json.dumps({"video": video})]
     command += ["--mm-processor-kwargs", json.dumps({"max_frames": most})]

@@ -210,7 +210,7 @@ class LiveVideo:
         if frames.ndim != 4 or len(frames) == 0:
             raise ValueError(f"{self.name}: push frames as uint8[t, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         # As a file's frames, so that it makes no difference how they come.
-        pixels = self.processor.pixel_values(read_frames(frames, size=self.processor.image_size).frames)
+        pixels = self.processor.pixel_values(read_frames(frames, size=self.processor.reading_size).frames)
         if timestamps_s is None:
             start = self._times[-1] + 1 / self.fps if self._times else 0.0
             timestamps_s = [start + i / self.fps for i in range(len(frames))]
@@ -421,12 +421,9 @@ def cache_key(
         "layer": config.vision_feature_layer,
         "dialect": config.dialect,
         "has_keys": config.is_conditional,
-        "image_size": processor.image_size,
-        "image_mean": processor.image_mean,
-        "image_std": processor.image_std,
         "dtype": str(model.dtype),
         "device": model.device.type,
-    }
+    } | processor.pixels_key
 
 
 def _plain(value: Any) -> Any:

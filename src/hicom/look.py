@@ -31,6 +31,7 @@ from .encoding import EncodedVideo
 from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
+from .square import Square
 from .video import VideoFrames, read_frames
 
 Floats = NDArray[np.float32]
@@ -193,7 +194,11 @@ def look_at(
     conditional, unconditional = attend(chat, encoded, question, instruction=instruction, window=window)
     if not isinstance(video, VideoFrames):
         video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)
-    frames = pad_to_square(video.frames, chat.processor.image_mean)
+    if chat.processor.image_aspect_ratio == "square":
+        squeezed = Square(size, None)
+        frames = np.stack([squeezed.make(frame) for frame in video.frames])
+    else:
+        frames = pad_to_square(video.frames, chat.processor.image_mean)
     return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional, chat.caution(encoded))
 
 

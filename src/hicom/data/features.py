@@ -152,12 +152,9 @@ def feature_key(model: HIComForConditionalGeneration, processor: HIComProcessor,
         "tower": tower_digest(model),
         "layer": config.vision_feature_layer,
         "num_frames": num_frames,
-        "image_size": processor.image_size,
-        "image_mean": processor.image_mean,
-        "image_std": processor.image_std,
         "dtype": "float16",
         "values": [grid, grid, config.vision_config.hidden_size],
-    }
+    } | processor.pixels_key
     return key | ({"keys": [grid, grid, config.instruction_dim]} if config.is_conditional else {})
 
 

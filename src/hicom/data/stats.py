@@ -135,7 +135,8 @@ def sample_tokens(
     found = [infos[video] for video in sample.videos]
     if None in found:
         return {}
-    lengths = [min(num_frames, info.num_frames) for info in found if info is not None]
+    is_filled = processor.short_videos == "repeat"
+    lengths = [num_frames if is_filled else min(num_frames, info.num_frames) for info in found if info is not None]
     visual = sum(processor.token_count(length, window) for length in (*lengths, *[1] * len(sample.images)))
     conversation = collator.conversation(sample)
     whole, prompt = (

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -123,10 +123,6 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
         ValueError: the projector is unknown, or uses newline tokens or tiled images, which no released model does.
     """
     local, global_ = parse_projector_type(config["mm_projector_type"])
-    if "anyres" in (config.get("image_aspect_ratio") or ""):
-        raise ValueError(
-            f"image_aspect_ratio={config['image_aspect_ratio']!r} (tiled images) is not supported, only 'pad'"
-        )
     default = config.get("use_guide") or "off"
 
     def injection(branch: Branch | None) -> str:
@@ -277,6 +273,11 @@ class OfficialCheckpoint:
     headers: dict[str, TensorHeader]
     tower: Tower
 
+    @property
+    def aspect_ratio(self) -> Literal["pad", "square"]:
+        """How its frames become squares; the release squeezes them where its configuration says nothing."""
+        return "pad" if self.fields.get("image_aspect_ratio") == "pad" else "square"
+
     def config(self) -> HIComConfig:
         """Return the configuration of the model.
 
@@ -290,6 +291,11 @@ class OfficialCheckpoint:
             text.pop("rope_scaling", None)  # the old name of a field that has a default
         shapes = {name: header.shape for name, header in self.headers.items()}
         vision_config, instruction_config = tower_configs(self.tower, shapes)
+        if self.aspect_ratio != "pad" and vision_config.model_type == "clip_vision_model":
+            raise ValueError(
+                f"image_aspect_ratio={self.fields.get('image_aspect_ratio')!r} with a CLIP tower, which crops, is not "
+                "supported, only 'pad'"
+            )
         return HIComConfig(
             vision_config=vision_config,
             instruction_config=instruction_config,
@@ -368,6 +374,11 @@ def describe_official(
     if fields.get("mm_vision_select_feature", "patch") != "patch":
         raise ValueError(
             f"mm_vision_select_feature={fields['mm_vision_select_feature']!r} is not supported, only 'patch'"
+        )
+    aspect_ratio = fields.get("image_aspect_ratio")
+    if aspect_ratio not in ("pad", "square", None):
+        raise ValueError(
+            f"image_aspect_ratio={aspect_ratio!r} (tiles of images) is not supported, only 'pad' and 'square'"
         )
     compressor = compressor_fields(fields)
     if headers is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..square import Square
 from ..video import FrameReader, VideoFrames, open_frames, read_frames
 from .baselines import build_compressor
 from .call_options import GROUPS, CallOptions, check_total_pixels, known_names
@@ -54,6 +55,10 @@ OWN_ARGUMENTS = (
 _GIVEN_BESIDE = {"videos": ("videos", "video_num_frames"), "images": ("images",)}
 
 
+WAYS = {"pixels": ("exact", "fast"), "image_aspect_ratio": ("pad", "square"), "short_videos": ("once", "repeat")}
+"""How a processor makes pixels of videos: what each of these arguments may be."""
+
+
 class HIComProcessor(ProcessorMixin):
     """Makes model inputs of prompts and media; saved and loaded beside the model.
 
@@ -73,6 +78,11 @@ class HIComProcessor(ProcessorMixin):
         compressor_options: keyword arguments of a baseline.
         max_instruction_length: longest instruction in tokens; all are padded to it.
         mask_instruction: whether the instruction encoder takes an attention mask (CLIP does, SigLIP does not).
+        pixels: `fast` scales frames in the decoder; `exact` makes of every whole frame what Pillow would, as released
+            weights had it in training, at a cost (`docs/results/pixels.md`).
+        image_aspect_ratio: `pad` puts frames into the middle of a square of the mean colour; `square` squeezes them.
+        short_videos: `once` takes every frame of a video with fewer than `num_frames` frames once; `repeat` fills up
+            with repeated ones, spread evenly, as released weights had it in training.
         video_token: placeholder of a video in prompts.
         image_token: placeholder of an image.
         chat_template: Jinja template; None: the tokenizer's own, else ChatML.
@@ -95,6 +105,9 @@ class HIComProcessor(ProcessorMixin):
         compressor_options: dict[str, Any] | None = None,
         max_instruction_length: int = 64,
         mask_instruction: bool = False,
+        pixels: Literal["exact", "fast"] = "fast",
+        image_aspect_ratio: Literal["pad", "square"] = "pad",
+        short_videos: Literal["once", "repeat"] = "once",
         video_token: str = "<video>",
         image_token: str = "<image>",
         chat_template: str | None = None,
@@ -112,6 +125,12 @@ class HIComProcessor(ProcessorMixin):
         self.compressor_options = compressor_options
         self.max_instruction_length = max_instruction_length
         self.mask_instruction = mask_instruction
+        self.pixels = pixels
+        self.image_aspect_ratio = image_aspect_ratio
+        self.short_videos = short_videos
+        for name, known in WAYS.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
         self.video_token = video_token
         self.image_token = image_token
         for token in (video_token, image_token):
@@ -191,7 +210,7 @@ class HIComProcessor(ProcessorMixin):
     # Media
 
     def pixel_values(self, frames: np.ndarray) -> Tensor:
-        """Turn frames into what the vision tower takes: padded to a square with the mean colour, resized, normalised.
+        """Turn frames into what the vision tower takes: squares (padded or squeezed), resized, normalised.
 
         Args:
             frames: `uint8[T, H, W, 3]`.
@@ -199,22 +218,47 @@ class HIComProcessor(ProcessorMixin):
         Returns:
             `float32[T, 3, S, S]`.
         """
+        size = self.reading_size
+        if isinstance(size, Square):
+            frames = np.stack([size.make(frame) for frame in check_frames(frames)])
         return to_pixels(frames, self.image_size, self.image_mean, self.image_std)
+
+    @property
+    def reading_size(self) -> int | Square:
+        """Size that `read_frames` gives frames for this model, so that memory never holds them whole.
+
+        Squeezed frames are always made exactly: the decoder would keep too few rows of a wide one.
+        """
+        if self.image_aspect_ratio == "square":
+            return Square(self.image_size, None)
+        red, green, blue = (int(mean * 255) for mean in self.image_mean)
+        return Square(self.image_size, (red, green, blue)) if self.pixels == "exact" else self.image_size
+
+    @property
+    def reading_options(self) -> dict[str, Any]:
+        """The same, and whether short videos are filled up, in plain values for another process."""
+        size = self.reading_size
+        square = {"is_square": True, "color": size.color} if isinstance(size, Square) else {}
+        return {"size": self.image_size, "repeat": self.short_videos == "repeat"} | square
+
+    @property
+    def pixels_key(self) -> dict[str, Any]:
+        """All that pixels depend on beside the video and the choice of its frames, for keys of caches."""
+        names = ("image_size", "image_mean", "image_std", "pixels", "image_aspect_ratio", "short_videos")
+        return {name: getattr(self, name) for name in names}
 
     def open_video(self, source: Any, **choice: Any) -> FrameReader:
         """Open a video to read its chosen frames in chunks; arguments as in `read_video`."""
-        return open_frames(source, size=self.image_size, **self._choice(choice))
+        return open_frames(source, size=self.reading_size, **self._choice(choice))
 
     def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         choice = {name: value for name, value in choice.items() if value is not None}
-        return (
-            choice
-            if {"num_frames", "fps", "timestamps_s", "max_frames"} & set(choice)
-            else choice | {"num_frames": self.num_frames}
-        )
+        if not {"num_frames", "fps", "timestamps_s", "max_frames"} & set(choice):
+            choice["num_frames"] = self.num_frames
+        return {"repeat": self.short_videos == "repeat"} | choice
 
     def read_video(self, source: Any, **choice: Any) -> VideoFrames:
-        """Read the chosen frames of a video, scaled in the decoder to the size that the vision tower takes.
+        """Read the chosen frames of a video, in the size that the vision tower takes.
 
         Args:
             source: anything `hicom.read_frames` reads, or frames it has read.
@@ -222,7 +266,7 @@ class HIComProcessor(ProcessorMixin):
         """
         if isinstance(source, VideoFrames):
             return source
-        return read_frames(source, size=self.image_size, **self._choice(choice))
+        return read_frames(source, size=self.reading_size, **self._choice(choice))
 
     # Text
 
@@ -565,12 +609,16 @@ def official_processor(checkpoint: OfficialCheckpoint, model: HIComForConditiona
             )
     video, image = add_placeholders(model, tokenizer)
     frames = checkpoint.fields.get("num_frames")
+    # What the weights were trained on: whole frames through Pillow, short clips filled up.
+    trained: dict[str, Any] = {"pixels": "exact", "short_videos": "repeat"}
     return HIComProcessor.from_config(
         model.config,
         tokenizer,
         instruction_tokenizer,
         video_token=video,
         image_token=image,
+        image_aspect_ratio=checkpoint.aspect_ratio,
+        **trained,
         **({"num_frames": frames} if frames else {}),
     )
 
@@ -583,10 +631,16 @@ def _load_tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
         raise TokenizerMissing(f"{what} cannot be loaded from {folder} ({reason})") from error
 
 
-def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
-    """Return `float32[T, 3, size, size]` of `uint8[T, H, W, 3]`: see `HIComProcessor.pixel_values`."""
+def check_frames(frames: np.ndarray) -> np.ndarray:
+    """Return frames; raise ValueError where they are not `uint8[T, H, W, 3]`."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+    return frames
+
+
+def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
+    """Return `float32[T, 3, size, size]` of `uint8[T, H, W, 3]`: see `HIComProcessor.pixel_values`."""
+    check_frames(frames)
     mean, std = torch.tensor(mean_rgb), torch.tensor(std_rgb)
     x = rearrange(torch.from_numpy(np.require(frames, requirements=["C", "W"])), "t h w c -> t c h w")
     height, width = x.shape[-2:]
