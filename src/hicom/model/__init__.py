@@ -9,8 +9,10 @@ def register() -> None:
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
         AutoProcessor,
+        AutoTokenizer,
     )
 
+    from .auto import find_embedded
     from .config import HIComConfig
     from .modeling import HIComForConditionalGeneration, HIComModel
     from .processing import HIComProcessor
@@ -20,3 +22,6 @@ def register() -> None:
     AutoModelForImageTextToText.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(HIComConfig, HIComForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(HIComConfig, HIComProcessor, exist_ok=True)
+    models = (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    for auto in (AutoConfig, AutoProcessor, AutoTokenizer, *models):
+        find_embedded(auto)

@@ -39,6 +39,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from .compressor import Compression, CompressorOutput, HybridCompressor
 from .config import HIComConfig
 from .dual_encoder import frame_inputs, siglip_keys
+from .hub import local_name
 from .ops import Window, check_video_index, repeat_videos
 from .readout import Readout
 
@@ -128,7 +129,7 @@ class HIComPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint as `transformers` does, but strictly.
+        """Load a checkpoint as `transformers` does, but strictly; the name of an embedded model will do.
 
         Raises:
             ValueError: tensors are missing, unexpected or of another shape; all are named.
@@ -136,7 +137,7 @@ class HIComPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
+            local_name(pretrained_model_name_or_path),
             *args,
             output_loading_info=True,
             # Otherwise transformers raises at the first kind of problem; this way all are named at once.

@@ -21,6 +21,7 @@ from .compressor import Compression
 from .config import HIComConfig
 from .convert import read_json
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
+from .hub import local_name
 from .instruction import extract_instruction
 from .modeling import HIComForConditionalGeneration
 from .ops import Window, check_window, choose_window, token_count
@@ -109,10 +110,10 @@ class HIComProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a processor as `transformers` does."""
+        """Load a processor as `transformers` does; the name of an embedded model will do."""
         # The tokenizers look at the model's configuration, and warn about a type they do not know.
         AutoConfig.register(HIComConfig.model_type, HIComConfig, exist_ok=True)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(local_name(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
     def from_config(
