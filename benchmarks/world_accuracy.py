@@ -24,6 +24,7 @@ import torch
 
 from hicom.data.features import FeatureStore, cache_features
 from hicom.data.records import Sample, read_records
+from hicom.model.hub import find_model
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.ops import Window
 from hicom.model.processing import HIComProcessor
@@ -261,7 +262,7 @@ def answers_of(
 def main() -> None:
     """Evaluate one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", help="a folder, or the name of an embedded model")
     parser.add_argument("--world", type=Path, default=Path("runs/world"))
     parser.add_argument("--split", nargs="+", default=["test"], help="test, test_pairs, test_scenes, test_long")
     parser.add_argument("--file", nargs="+", default=["tune"], help="tune (open questions), choice, wording")
@@ -274,9 +275,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its table goes beside it as .md")
     args = parser.parse_args()
 
-    model = HIComForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    try:
+        folder = find_model(args.model)
+    except ValueError as error:
+        parser.error(str(error))
+    model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    processor = HIComProcessor.from_pretrained(args.model)
+    processor = HIComProcessor.from_pretrained(folder)
     num_frames = args.num_frames or processor.num_frames
     window = None if args.window is None else tuple(args.window)
     measured = []
@@ -289,7 +294,7 @@ def main() -> None:
     first, *others = measured
     grid = processor.grid_size
     results = {
-        "model": str(args.model),
+        "model": args.model,
         "split": first["split"],
         "file": first["file"],
         "num_frames": num_frames,

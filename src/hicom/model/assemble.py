@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from .config import HIComConfig
-from .convert import read_tensors
+from .convert import read_tensors, weight_files
 from .dual_encoder import DUAL_ENCODERS
 from .hub import MODEL_FILES, SETTINGS_FILES, find_model, read_json
 from .modeling import TOWERS, HIComForConditionalGeneration, make_compressor, raise_on_problems
@@ -112,7 +113,9 @@ def assemble(
     """
     config = plan(vision, llm, dtype=dtype, chat_template=chat_template, **fields)
     compressor = None if compressor_from is None else read_compressor(config, compressor_from)
-    # All that can be wrong is said by now: what follows reads gigabytes.
+    for name in (vision, llm):
+        check_weights(name)
+    # What follows reads gigabytes.
     towers = read_towers(vision, dtype, is_conditional=config.is_conditional)
     language = read_language_model(llm, dtype, chat_template=chat_template)
     assert language.model is not None
@@ -253,10 +256,16 @@ def read_config(name: str | Path, what: str, *, with_weights: bool, **kwargs: An
     AutoConfig.register(HIComConfig.model_type, HIComConfig, exist_ok=True)
     try:
         folder = find_model(name, files=MODEL_FILES if with_weights else SETTINGS_FILES)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **kwargs), folder
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"there is no model in {name} to take the {what} from ({reason})") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"the weights in {name} are quantised; give the model in full precision, which can be quantised as it is "
+            "loaded later (quantization_config=...)"
+        )
+    return config, folder
 
 
 def read_towers(
@@ -358,6 +367,15 @@ def read_tokenizer(folder: Path, what: str, **kwargs: Any) -> PreTrainedTokenize
         raise ValueError(f"the tokenizer of the {what} in {folder} cannot be loaded: {reason}") from error
 
 
+def check_weights(name: str | Path) -> None:
+    """Raise ValueError where the weights of a model, which are downloaded first, are missing or are pickles."""
+    if find_gguf(name) is None:
+        try:
+            weight_files(find_model(name))
+        except ValueError as error:
+            raise ValueError(f"the weights in {name} cannot be loaded as safetensors: {error}") from error
+
+
 def load(kind: type[Any], name: str | Path, dtype: torch.dtype | None, **kwargs: Any) -> PreTrainedModel:
     """Load weights strictly: what is missing or of another shape is an error, and pickles are not opened.
 
@@ -370,7 +388,7 @@ def load(kind: type[Any], name: str | Path, dtype: torch.dtype | None, **kwargs:
         model, info = kind.from_pretrained(
             name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    except OSError as error:
+    except (OSError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the weights in {name} cannot be loaded: {reason}") from error
     mismatched = [f"{key} {tuple(found)} (expected {tuple(wanted)})" for key, found, wanted in info["mismatched_keys"]]

@@ -10,6 +10,7 @@ from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Siglip2
 
 from .compressor import Dialect, Injection
 from .dual_encoder import frame_size
+from .hub import local_name
 from .ops import check_window
 
 # Parts that a configuration does not describe. SigLIP's own begin and end of text lie outside its vocabulary.
@@ -102,6 +103,11 @@ class HIComConfig(PreTrainedConfig):
     image_token_id: int | None = None
     video_token_id: int | None = None
     tie_word_embeddings: bool = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a configuration as `transformers` does; the name of an embedded model will do."""
+        return super().from_pretrained(local_name(pretrained_model_name_or_path), **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check what the type annotations cannot."""

@@ -62,15 +62,18 @@ def embedded_models() -> list[str]:
     return sorted(path.parent.name for path in embedded_folder().glob("*/config.json"))
 
 
+def local_name(name: Any) -> Any:
+    """Return the folder of an embedded model for its name, and anything else as it is."""
+    return embedded_folder() / str(name) if str(name) in embedded_models() else name
+
+
 def find_local(name: str | Path) -> Path | None:
     """Return the folder of an embedded model or of a path; None for the id of a model on the hub.
 
     Raises:
         ValueError: there is no such folder and it is no hub id either, or the folder holds an adapter.
     """
-    if str(name) in embedded_models():
-        return embedded_folder() / str(name)
-    folder = Path(name)
+    folder = Path(local_name(name))
     if str(name) and folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise ValueError(

@@ -45,6 +45,7 @@ from .compressor import Compression, CompressorOutput, HybridCompressor
 from .config import HIComConfig
 from .dual_encoder import frame_inputs, siglip_keys
 from .generation import MediaGenerationMixin
+from .hub import local_name
 from .ops import Window, check_video_index, repeat_videos
 from .readout import Readout
 
@@ -133,7 +134,7 @@ class HIComPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint as `transformers` does, but strictly.
+        """Load a checkpoint as `transformers` does, but strictly; the name of an embedded model will do.
 
         With `quantization_config` the towers, the compressor and the output matrix stay as they are, unless the
         configuration itself says what stays. With `ignore_mismatched_sizes` tensors of another shape are made anew.
@@ -148,7 +149,7 @@ class HIComPreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = cls._sparing(kwargs["quantization_config"])
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
+            local_name(pretrained_model_name_or_path),
             *args,
             output_loading_info=True,
             # Otherwise transformers raises at the first kind of problem; this way all are named at once.

@@ -24,6 +24,7 @@ from .config import HIComConfig
 from .conversation import ChatRenderer, as_texts, choose_template, refuse_without_tokens, split_variables
 from .convert import OfficialCheckpoint
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
+from .hub import local_name
 from .instruction import extract_instruction
 from .media_inputs import Kind, Medium, as_media, check_places, frame_choice, load_source, metadata_of, with_metadata
 from .modeling import HIComForConditionalGeneration
@@ -150,10 +151,10 @@ class HIComProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a processor as `transformers` does."""
+        """Load a processor as `transformers` does; the name of an embedded model will do."""
         # The tokenizers look at the model's configuration, and warn about a type they do not know.
         AutoConfig.register(HIComConfig.model_type, HIComConfig, exist_ok=True)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(local_name(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
     def from_config(

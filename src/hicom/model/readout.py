@@ -55,7 +55,7 @@ class Readout:
     """An LLM's own class without its decoder and without weights: what it makes of hidden states.
 
     No module of the model's, so that neither weights nor names come twice; the output matrix is handed in on every
-    call, because adapters, quantisation and larger vocabularies put another one in its place.
+    call.
 
     Args:
         config: of the LLM.
@@ -91,14 +91,15 @@ class Readout:
             **kwargs: of the loss.
         """
         whole = self.whole
-        if whole.lm_head is not head:
+        if whole.lm_head is not head:  # adapters, quantisation and larger vocabularies put another one in place
             whole.lm_head = head
         whole.vocab_size = self.config.vocab_size
         assert output.last_hidden_state is not None
         decoded = Decoded(output.last_hidden_state[:, keep], getattr(output, "router_logits", None))
         if labels is not None:
             kwargs = {"attention_mask": attention_mask, "labels": labels[:, keep], **kwargs}
-        return whole(inputs_embeds=decoded, **kwargs)  # type: ignore[no-any-return]
+        answer: CausalLMOutputWithPast = whole(inputs_embeds=decoded, **kwargs)
+        return answer
 
 
 def empty_llm(config: PreTrainedConfig) -> PreTrainedModel:
@@ -130,7 +131,7 @@ def why_not(whole: PreTrainedModel) -> str | None:
     if name is None:
         return "it holds no decoder that AutoModel loads alone"
     decoder, head = getattr(whole, name), getattr(whole, "lm_head", None)
-    if type(head) is not nn.Linear or head.bias is not None:  # a class made of it may do more
+    if type(head) is not nn.Linear or getattr(head, "bias", None) is not None:  # a class made of it may do more
         return "it does not end in a plain output matrix (a linear layer lm_head without bias)"
     embedding = decoder.get_input_embeddings()
     shape = (head.out_features, head.in_features)

@@ -22,6 +22,8 @@ from .modeling import HIComForConditionalGeneration, VisionFeatures
 from .readout import empty_llm
 
 NUM_TOKENS, NUM_FRAMES = 4, 2
+REHEARSED: set[str] = set()
+"""Configurations that passed in this process."""
 
 
 class Operations(TorchDispatchMode):
@@ -46,6 +48,9 @@ def rehearse(config: HIComConfig) -> None:
     Raises:
         ValueError: the LLM does not treat the embeddings of tokens as it treats the tokens, or the model does not run.
     """
+    key = config.to_json_string()
+    if key in REHEARSED:
+        return
     config = copy.deepcopy(config)
     # The other ways to compute experts need numbers.
     config.text_config._experts_implementation = "batched_mm"
@@ -75,6 +80,7 @@ def rehearse(config: HIComConfig) -> None:
             train_step(without_numbers(model))
         except Exception as error:
             raise ValueError(f"{refused(name)} a training step with it fails: {describe(error)}") from error
+    REHEARSED.add(key)
 
 
 def operations(run: Callable[[], object]) -> Counter[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..model.assemble import LanguageModel, Towers, put_together, read_language_model, read_towers
+from ..model.assemble import LanguageModel, Towers, plan, put_together, read_language_model, read_towers
 from ..model.config import HIComConfig
 from ..model.hub import embedded_models, find_model
 from ..model.modeling import HIComForConditionalGeneration
@@ -30,18 +31,20 @@ def assemble(parts: Parts, seed: int = 0) -> tuple[HIComForConditionalGeneration
     Raises:
         ValueError: there is no dual encoder in `parts.towers`, or no model in `parts.language_model`.
     """
-    fields = {
+    fields: dict[str, Any] = {
         "window": parts.window,
         "num_global_tokens": parts.num_global_tokens,
         "local_logit_scale": parts.local_logit_scale,
         "vision_feature_layer": parts.vision_feature_layer,
     } | parts.config
     needs_text = bool(HIComConfig(**fields).is_conditional) or parts.language_model is None
-    towers = read_towers(find(parts.towers), torch.float32, is_conditional=needs_text)
+    if parts.language_model is not None:
+        plan(parts.towers, parts.language_model, dtype=torch.float32, **fields)
+    towers = read_towers(parts.towers, torch.float32, is_conditional=needs_text)
     language = (
         new_language_model(parts, towers, seed)
         if parts.language_model is None
-        else read_language_model(find(parts.language_model), torch.float32)
+        else read_language_model(parts.language_model, torch.float32)
     )
     return put_together(towers, language, dtype=torch.float32, num_frames=parts.num_frames, seed=seed, **fields)
 
