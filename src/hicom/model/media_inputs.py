@@ -117,8 +117,8 @@ def _medium(kind: Kind, given: dict[str, Any], where: str, image_size: int) -> M
     source = given.pop(sources[0]) if sources else None
     if sources and sources[0] in ("video_url", "image_url") and isinstance(source, Mapping):
         inner = {name: value for name, value in source.items() if value is not None}
+        _refuse_unknown(inner, ("url", *_OPTIONS[kind]), f"{where}: {sources[0]}")
         source = inner.pop("url", None)
-        _refuse_unknown(inner, _OPTIONS[kind], f"{where}: {sources[0]}")
         given = inner | given
         if source is None:
             raise ValueError(f"{where} needs a 'url' in {sources[0]!r}")
