@@ -1077,6 +1077,8 @@ def serve_model(
         if not folder.is_dir():
             raise ValueError(f"--allow-folder {folder}: no such folder")
     key = os.environ.get("HICOM_API_KEY")
+    if key is not None and not key.strip():
+        raise ValueError("HICOM_API_KEY is empty: unset it to serve without a key")
     if access.api_key_file is not None:
         key = access.api_key_file.read_text("utf-8").strip()
         if not key:
@@ -1085,6 +1087,8 @@ def serve_model(
     if engine == "vllm":
         if key is not None:
             os.environ["VLLM_API_KEY"] = key
+        if not {arg.partition("=")[0] for arg in vllm_args} & {"--host", "--port", "--uds"}:  # the last ones count
+            listen(host, port).close()  # before vLLM loads, which takes a while
         start_vllm(model, served, place, access, num_frames, ["--host", host, "--port", str(port), *vllm_args])
         return
     if num_frames is not None or vllm_args:
@@ -1135,7 +1139,11 @@ def start_vllm(
     from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
     from hicom.serve.vllm_http import VLLMSettings
+    from hicom.serve.vllm_plugin import moved_interface, wrong_setting
 
+    problem = wrong_setting() or moved_interface()
+    if problem:
+        raise ValueError(problem)
     folder = find_model(model)
     quiet_transformers()
     processor = HIComProcessor.from_pretrained(folder)
