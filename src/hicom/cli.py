@@ -738,8 +738,69 @@ def world_preview(
 
 
 def data(args: Sequence[str]) -> None:
-    """Check, describe or build training data."""
-    subcommand("data", {"check": data_check, "stats": data_stats, "build": data_build}, args)
+    """Convert, check, describe or build training data."""
+    commands: dict[str, Callable[..., None]] = {
+        "convert": data_convert,
+        "check": data_check,
+        "stats": data_stats,
+        "build": data_build,
+    }
+    subcommand("data", commands, args)
+
+
+def data_convert(
+    name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "",
+    src: Annotated[Positional[Path | None], arg(metavar="SRC", help_behavior_hint="")] = None,
+    dst: Annotated[Positional[Path | None], arg(metavar="DST", help_behavior_hint="")] = None,
+    *,
+    list_names: Annotated[bool, arg(name="list")] = False,
+    media: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    no_media_check: bool = False,
+    only: Annotated[tuple[str, ...], arg(metavar="GLOB ...", help_behavior_hint="")] = (),
+    limit: Number = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a published data set to the records that training reads.
+
+    What cannot be used is left out, counted by reason and shown; the whole report is beside DST, DST's name with
+    .report.json in place of .jsonl.
+
+    Args:
+        name: of the data set; --list shows all.
+        src: its folder as downloaded, or one file of it.
+        dst: JSONL file to write.
+        list_names: show the names of data sets.
+        media: folder of videos and images, the `root` of a mixture; by default SRC.
+        no_media_check: take videos and images to be there.
+        only: files of SRC to read, by glob patterns such as 'video/*'; by default those that the set consists of.
+        limit: records to read at most.
+        as_json: print the report as JSON.
+    """
+    from hicom.data.convert import LAYOUTS
+    from hicom.data.convert.run import convert as convert_data
+
+    if list_names:
+        print_table([(each.name, each.title) for each in LAYOUTS.values()])
+        return
+    if not name or src is None or dst is None:
+        raise ValueError("give NAME SRC DST; `hicom data convert --list` shows the names")
+    layout = lookup("data set", name, LAYOUTS)
+    check_positive({"--limit": limit})
+    found = convert_data(layout, src, dst, media=media, check_media=not no_media_check, only=only, limit=limit)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    rows = [(str(dst), f"{found.written:,} of {found.read:,} records, {found.turns:,} answered turns")]
+    checked = f"{found.missing.count:,} videos and images are not there" if found.is_checked else "not looked up"
+    rows.append(("media", f"root: {found.media}; {checked}"))
+    rows += [("not read", each) for each in found.not_read[:MAX_LINES]]
+    kinds = {"left out": found.left_out, "turns left out": found.turns_left_out, "changed": found.changed}
+    for kind, tallies in kinds.items():
+        for reason, tally in sorted(tallies.items(), key=lambda each: -each[1].count):
+            rows.append((kind, one_line(f"{tally.count:,}: {reason} ({tally.examples[0]:.200})")))
+    if found.repeated:
+        rows.append(("repeated", f"{found.repeated:,} records say what an earlier one said; they are kept"))
+    print_table([*rows, ("report", str(found.path))])
 
 
 def data_check(
