@@ -14,7 +14,8 @@ from hicom.data.collate import Collator
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
-from hicom.train.run import last_checkpoint, load, make_data, starting_model
+from hicom.train.data import make_data
+from hicom.train.run import last_checkpoint, load, starting_model
 from toy_training import ALL, make_config, make_folder
 
 TESTS = Path(__file__).parents[1]
@@ -45,6 +46,7 @@ from toy_training import make_config, make_folder
 from hicom.train import Chain, run
 folder, out = Path(sys.argv[1]), sys.argv[2]
 class FromNothing(Chain):
+    makes_data = True
     def prepare(self):
         if not folder.exists():
             folder.mkdir()
