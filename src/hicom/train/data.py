@@ -71,9 +71,9 @@ def check_data(config: TrainConfig) -> None:
 
 def check_media(name: str, samples: Sequence[Sample], skip: SkipList, *, is_strict: bool) -> None:
     """Raise ValueError where files that samples show are not there; unless `is_strict`, where none of them is."""
-    shown = {file: sample.source for sample in samples for file in (*sample.videos, *sample.images)}
-    wanted = {file: source for file, source in shown.items() if file.resolve() not in skip.media}
-    missing = [file for file in wanted if not file.exists()]
+    shown = [(file, sample.source) for sample in samples for file in (*sample.videos, *sample.images)]
+    wanted = {file: source for file, source in reversed(shown) if file.resolve() not in skip.media}  # first ones stay
+    missing = [file for file in reversed(wanted) if not file.exists()]
     if missing and (is_strict or len(missing) == len(wanted)):
         raise ValueError(
             f"{wanted[missing[0]]}: there is no file {missing[0]}; {len(missing)} of {len(wanted)} media of the first "
