@@ -135,9 +135,9 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
         write_stamp(out, stamp | {"stopped": str(error)})
         raise
     model.config.text_config.use_cache = True
-    # Every process takes part in putting spread weights together; some engines count those under two names twice.
+    # Every process takes part in putting spread weights together.
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    weights = {name: tensor for name, tensor in (whole or {}).items() if name not in model.all_tied_weights_keys}
+    weights: dict[str, Tensor] = whole or {}
     if is_main():
         precision: torch.dtype = getattr(torch, config.saved_precision)
         if config.lora is None:
@@ -145,7 +145,8 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
         else:
             save_adapter(model, weights, out / "adapter")
             # Added to the weights as they were before they were quantised or cut to 16 bit.
-            merge_adapter(load(config)[0], out / "adapter").to(precision).save_pretrained(out / "model")
+            merged = merge_adapter(load(config)[0], out / "adapter")
+            save_model(merged, merged.state_dict(), precision, out / "model")
         assert isinstance(trainer.train_dataset, SampleSet)
         assert isinstance(trainer.data_collator, Collator)
         if "video" in trainer.data_collator.kinds and trainer.data_collator.num_frames is not None:
@@ -171,7 +172,9 @@ def save_model(
         precision: floating-point type of what is written.
         folder: to write.
     """
-    cast = {name: w.to(precision) if w.is_floating_point() else w for name, w in weights.items()}
+    # Some engines count weights under two names twice.
+    once = {name: tensor for name, tensor in weights.items() if name not in model.all_tied_weights_keys}
+    cast = {name: w.to(precision) if w.is_floating_point() else w for name, w in once.items()}
     model.save_pretrained(folder, state_dict=cast)
     # It says the precision of the model in memory; what is loaded "as stored" goes by this.
     config = copy.deepcopy(model.config)
