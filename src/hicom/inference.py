@@ -117,8 +117,8 @@ class VideoChat:
             name: a folder, a hub id, or the name of an embedded model (`hicom-tiny`). Checkpoints in the layout of the
                 official release load directly.
             device: where to compute; None: a GPU if there is one, else the CPU.
-            dtype: precision to compute in; None: on a GPU as stored, but bfloat16 where that is float32; on a CPU, where
-                16 bit is slow, float32.
+            dtype: precision to compute in; None: on a GPU as stored, but bfloat16 where that is float32; float32 on a
+                CPU, where 16 bit is slow.
             cache: where features of video files are kept on disk, or the folder for them; None: nowhere.
             **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`;
                 only for this library's layout.

@@ -287,6 +287,14 @@ def test_turns_of_a_record_come_in_one_part(size: int, by_length: bool) -> None:
     assert list(sampler) != order
 
 
+@pytest.mark.parametrize(("size", "times"), [(16, 1.125), (8, 1.25), (2, 2.0)])
+def test_how_often_docs_training_says_a_video_of_three_turns_is_read(size: int, times: float) -> None:
+    turns = [record for record in range(640) for _ in range(3)]
+    order = list(GroupedSampler(None, 8 * size, seed=0, videos=turns, per_video=size, part=size))
+    reads = sum(len({turns[i] for i in part}) for part in parts_of(order, size))
+    assert reads / 640 == pytest.approx(times, abs=0.01)
+
+
 def test_a_group_that_must_be_cut_is_cut_at_the_border() -> None:
     groups = [[0, 1, 2], [3, 4, 5], [6, 7], [8]]
     assert fill_parts(groups, 4, look=32) == [[0, 1, 2], [8], [3, 4, 5], [6], [7]]

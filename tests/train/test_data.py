@@ -91,6 +91,16 @@ def test_a_chain_that_makes_its_data_looks_at_it_then(folder: Path) -> None:
         run(Making(out=str(folder / "chain"), stages=(with_data(folder, records=(str(folder / "made.json"),)),)))
 
 
+def test_a_stage_that_is_finished_needs_its_data_no_more(folder: Path) -> None:
+    """A chain goes on after the images of its first stage have made room for the videos of the next one."""
+    (folder / "first.json").write_text(json.dumps([record()] * 4))
+    first = dataclasses.replace(with_data(folder, records=(str(folder / "first.json"),)), name="first")
+    second = dataclasses.replace(with_data(folder), name="second", parts=None, init="set by the chain")
+    run(Chain(out=str(folder / "chain"), stages=(first,)))
+    (folder / "first.json").unlink()
+    assert run(Chain(out=str(folder / "chain"), stages=(first, second))) == folder / "chain" / "second" / "model"
+
+
 def test_what_is_to_be_left_out_is_no_fault(folder: Path) -> None:
     records = [record(), {"video": "0.mp4"}, record("gone.mp4")]
     (folder / "some.json").write_text(json.dumps(records, indent=1))

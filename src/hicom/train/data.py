@@ -25,7 +25,7 @@ from ..data.records import Sample, is_jsonl, iterate_array, iterate_lines, parse
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from .config import Chain, TrainConfig
-from .stamp import Skips, num_processes
+from .stamp import Skips, is_finished, num_processes
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +34,14 @@ FIRST = 8
 
 
 def check_chain(chain: Chain) -> None:
-    """Look at the data of all stages, so that a later one does not fail for it after hours of an earlier one.
+    """Look at the data of all stages to come, so that none fails for it after hours of an earlier one.
 
     Raises:
         ValueError: as `check_data`; the stage is named.
     """
     for stage in chain.stages:
+        if is_finished(Path(chain.out) / stage.name):
+            continue
         try:
             check_data(stage)
         except ValueError as error:

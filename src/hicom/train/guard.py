@@ -47,7 +47,8 @@ class Guard:
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Raise ValueError where the losses or gradients of this step are not finite; all processes do so together."""
-        self.rates = {group.get("initial_lr", group["lr"]): group["lr"] for group in optimizer.param_groups}
+        # DeepSpeed takes a step group by group.
+        self.rates |= {group.get("initial_lr", group["lr"]): group["lr"] for group in optimizer.param_groups}
         total = sum_of(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
         *losses, gradients = torch.stack([*self._losses, total.to(self._losses[0]) if self._losses else total]).tolist()
         samples = self._samples

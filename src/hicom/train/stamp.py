@@ -53,6 +53,12 @@ def steps_done(out: Path) -> int:
     return 0 if checkpoint is None else step_of(checkpoint)
 
 
+def is_finished(out: Path) -> bool:
+    """Whether a run folder is of a run that has come to its end."""
+    path = out / "run.json"
+    return path.is_file() and json.loads(path.read_text("utf-8"))["status"] == "finished"
+
+
 def open_stamp(out: Path, config: TrainConfig) -> dict[str, Any]:
     """Return the run's `run.json`, made now or by the interrupted run that goes on.
 

@@ -81,9 +81,8 @@ class StageTrainer(Trainer):
             if not math.isfinite(norm):
                 self.guard.step = self.state.global_step
                 self.guard.stop(f"the norm of the gradients is {norm}", [])
-            highest, *others = self.guard.rates.items()
-            logs[RATE] = highest[1]
-            logs |= {f"{RATE}_{peak:g}": rate for peak, rate in others}
+            for number, (peak, rate) in enumerate(self.guard.rates.items()):
+                logs[f"{RATE}_{peak:g}" if number else RATE] = rate
         super().log(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
