@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -18,7 +19,7 @@ from transformers import MaxLengthCriteria
 import tiny
 from hicom import VideoChat, inference
 from hicom.encoding import EncodedVideo
-from hicom.inference import Answer, writers
+from hicom.inference import Answer, _default_precision, writers
 from hicom.model.dual_encoder import InstructionWarning
 
 QUESTIONS = ["which object moves left ?", "is there a dog in the video ?", "how many red ?"]
@@ -405,3 +406,36 @@ class TestLoading:
     def test_unknown_precision(self, folder: Path) -> None:
         with pytest.raises(ValueError, match="dtype='float23'"):
             VideoChat.from_pretrained(folder, dtype="float23")
+
+
+@pytest.mark.parametrize(
+    ("stored", "device", "expected"),
+    [
+        ({"dtype": "float32"}, "cuda", torch.bfloat16),
+        ({"torch_dtype": "float32"}, "cuda:1", torch.bfloat16),
+        ({"dtype": "float32"}, None, torch.bfloat16),  # a device map, on a machine with a GPU
+        ({"dtype": "bfloat16"}, "cuda", None),
+        ({"dtype": "float16"}, "cuda", None),
+        ({"dtype": "float32"}, "cpu", torch.float32),
+        ({"dtype": "bfloat16"}, "cpu", torch.float32),
+    ],
+)
+def test_the_precision_that_a_model_computes_in(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict[str, str],
+    device: str | None,
+    expected: torch.dtype | None,
+) -> None:
+    """Weights that are stored in 32 bit, as trained on a CPU, do not take 34 GB of a GPU for 7B unless asked to."""
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _default_precision(tmp_path, device) == expected
+
+
+def test_a_precision_that_is_given_is_kept(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    for dtype in ("float32", torch.bfloat16):
+        chat = VideoChat.from_pretrained(folder, dtype=dtype)
+        assert str(chat.model.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
+    assert VideoChat.from_pretrained(folder).model.dtype == torch.float32

@@ -132,7 +132,8 @@ class VideoChat:
             name: a folder, a hub id, or the name of an embedded model (`hicom-tiny`). Checkpoints in the layout of the
                 official release load directly.
             device: where to compute; None: a GPU if there is one, else the CPU.
-            dtype: precision to compute in; None: as stored on a GPU, float32 on a CPU, where 16 bit is slow.
+            dtype: precision to compute in; None: on a GPU as stored, but bfloat16 where that is float32; float32 on a
+                CPU, where 16 bit is slow.
             cache: where features of video files are kept on disk, or the folder for them; None: nowhere.
             vision_tower: folder or hub id of the dual encoder that a checkpoint of the official release was trained
                 with; None: where the checkpoint says, or who publishes it.
@@ -149,8 +150,8 @@ class VideoChat:
         if device is None and "device_map" not in kwargs:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = _precision(dtype)
-        if precision is None and device == "cpu":
-            precision = torch.float32
+        if precision is None:
+            precision = _default_precision(folder, device)
         if is_official(folder):
             checkpoint = describe_official(
                 name, folder, headers, vision_tower=vision_tower, token=token, cache_dir=cache_dir
@@ -827,6 +828,17 @@ def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
             raise ValueError(f"dtype={dtype!r} is not a precision of torch; try float32, bfloat16 or float16")
         return found
     return dtype
+
+
+def _default_precision(folder: Path, device: str | None) -> torch.dtype | None:
+    """Return the precision that a model computes in where none is asked for; None: the one that it is stored in."""
+    if device == "cpu":
+        return torch.float32
+    is_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    is_float32 = config.get("dtype", config.get("torch_dtype")) == "float32"
+    # Twice the memory and several times the time, for digits that such a model was not trained to need.
+    return torch.bfloat16 if is_gpu and is_float32 else None
 
 
 def _instruction(conversation: list[dict[str, str]], instruction: str | None) -> str:

@@ -45,6 +45,11 @@ class Source:
     sampling: str = "all"
     weight: float = 1.0
 
+    @property
+    def called(self) -> str:
+        """Name of a dataset in error messages and skip lists."""
+        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+
 
 @dataclass(frozen=True)
 class Selection(Sequence[Sample]):
@@ -153,9 +158,25 @@ def read_mixture(path: str | Path, on_bad: OnBadRecord = "stop", skip: SkipList 
     Raises:
         ValueError: the file is missing or malformed; the entry is named.
     """
+    path = Path(path)
+    seed, sources = parse_mixture(path)
+    found = []
+    for number, (name, source) in enumerate(sources.items(), 1):
+        records = open_source(source, path.parent, name, on_bad, skip)
+        draw = random.Random(f"{seed}/{number}")
+        chosen = choose_records(records.num_records, source.sampling, draw, name)
+        found.append(Selection(records, repeat(records, chosen, source.weight, draw)))
+    return found
+
+
+def parse_mixture(path: Path) -> tuple[int, dict[str, Source]]:
+    """Return the seed of a mixture and its entries, each under what it is called in errors; no records are read.
+
+    Raises:
+        ValueError: as `read_mixture`.
+    """
     import yaml
 
-    path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no mixture {path}; give a YAML file with a list `datasets`")
     try:
@@ -168,15 +189,8 @@ def read_mixture(path: str | Path, on_bad: OnBadRecord = "stop", skip: SkipList 
     seed = content.get("seed", 0)
     if not isinstance(seed, int):
         raise ValueError(f"{path}: seed: {seed!r} is not a whole number")
-    found = []
-    for number, entry in enumerate(content["datasets"], 1):
-        name = f"{path}, entry {number}"
-        source = parse_source(entry, name)
-        records = open_source(source, path.parent, name, on_bad, skip)
-        draw = random.Random(f"{seed}/{number}")
-        chosen = choose_records(records.num_records, source.sampling, draw, name)
-        found.append(Selection(records, repeat(records, chosen, source.weight, draw)))
-    return found
+    names = [f"{path}, entry {number}" for number in range(1, len(content["datasets"]) + 1)]
+    return seed, {name: parse_source(entry, name) for name, entry in zip(names, content["datasets"], strict=True)}
 
 
 def check_names(found: Mapping[str, Any], names: Sequence[str], where: str) -> None:
@@ -222,10 +236,9 @@ def open_source(source: Source, folder: Path, name: str, on_bad: OnBadRecord, sk
     if source.path is not None:
         path = folder / expanded(source.path, name)
         return read_records(path, root, on_bad, skip.numbers(path))
-    called = ":".join(part for part in (source.dataset, source.config, source.split) if part)
-    return RowRecords(
-        load_rows(source, folder, name), folder if root is None else root, called, on_bad, skip.numbers(called)
-    )
+    called = source.called
+    rows = load_rows(source, folder, name)
+    return RowRecords(rows, folder if root is None else root, called, on_bad, skip.numbers(called))
 
 
 def expanded(path: str, name: str) -> str:
