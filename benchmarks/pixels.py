@@ -220,7 +220,7 @@ def page(results: dict[str, Any]) -> str:
     lines += [
         "",
         "How far the same model moves from fast to exact pixels: visual tokens as a part of their length, logits of",
-        "the first answer token (largest difference; their own standard deviation), KL divergence in nats.",
+        "the first answer token (largest difference; their deviation), KL divergence in nats.",
         "",
         "| clip | model | tokens | logits | of std | divergence | first token | answer |",
         "|---|---|---:|---:|---:|---:|---|---|",

@@ -319,10 +319,11 @@ def test_error_in_the_generation_thread_reaches_the_caller(chat: VideoChat, vide
         list(chat.stream(video, QUESTIONS[0], do_sample=True, temperature=-1.0))
 
 
-def test_official_layout_refuses_options_of_loading() -> None:
+def test_options_of_loading_that_a_released_checkpoint_says_itself_are_refused() -> None:
+    """What may be said, such as `device_map`, is tested in `model/test_official.py`."""
     folder = Path(__file__).parent / "golden" / "direct_coarse"
-    with pytest.raises(ValueError, match="does not load with device_map; convert it first: hicom convert"):
-        VideoChat.from_pretrained(folder, device_map="auto")
+    with pytest.raises(ValueError, match="a checkpoint of the official release says its own config, subfolder"):
+        VideoChat.from_pretrained(folder, config=None, subfolder="x", device_map="cpu")
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n"])

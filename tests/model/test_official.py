@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoTokenizer
 
 import hub
@@ -28,6 +29,7 @@ from hicom.inference import VideoChat
 from hicom.model.convert import convert_official, load_official, open_official
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.tower import TokenizerMissing, find_tower, hub_ids
+from hicom.train.lora import quantization
 
 QUESTION = "which object moves left ?"
 PUBLISHED = f"google/{official.TOWER}"
@@ -258,6 +260,24 @@ def test_device_map_and_precision(checkpoint: Path, tower: Path, tmp_path: Path,
     assert load_official(checkpoint, vision_tower=tower).dtype == torch.float16  # as stored
     with pytest.raises(ValueError, match="says its own key_mapping"):
         load_official(checkpoint, vision_tower=tower, key_mapping={})
+
+
+@pytest.mark.qlora
+def test_quantised_while_it_loads(checkpoint: Path, tower: Path, frames: np.ndarray) -> None:
+    """The language model in 4 bit, all else as it is; nothing has to be converted before."""
+    chat = VideoChat.from_pretrained(
+        checkpoint,
+        vision_tower=tower,
+        quantization_config=quantization("4bit", torch.float32),
+        device_map="cpu",
+        dtype="float32",
+    )
+    kinds = {
+        name: type(module).__name__ for name, module in chat.model.named_modules() if isinstance(module, nn.Linear)
+    }
+    in_layers = {name for name in kinds if name.startswith("model.language_model.layers.")}
+    assert {name for name, kind in kinds.items() if kind == "Linear4bit"} == in_layers
+    assert chat.ask(chat.encode(frames), QUESTION, max_new_tokens=3).num_visual_tokens == 50
 
 
 def test_loaded_model_is_saved_in_this_layout(checkpoint: Path, tower: Path, tmp_path: Path) -> None:
