@@ -258,13 +258,13 @@ def test_frames_in_a_data_url(processor: HIComProcessor) -> None:
 
 def test_messages_of_every_role(processor: HIComProcessor) -> None:
     turns = [
-        {"role": "system", "content": ["describe", " the video"]},
+        {"role": "system", "content": ["describe", "the video"]},
         {"role": "user", "content": "is there a dog ?", "name": None},
         {"role": "assistant", "content": None},
         {"role": "tool", "content": "yes"},
     ]
     assert processor.apply_chat_template(turns) == (
-        "<|im_start|>system\ndescribe the video<|im_end|>\n<|im_start|>user\nis there a dog ?<|im_end|>\n"
+        "<|im_start|>system\ndescribe\nthe video<|im_end|>\n<|im_start|>user\nis there a dog ?<|im_end|>\n"
         "<|im_start|>assistant\n<|im_end|>\n<|im_start|>tool\nyes<|im_end|>\n"
     )
     for wrong, words in (

@@ -86,11 +86,11 @@ class ChatRenderer:
         parts = [parse_part(part, self.image_size) for part in content]
         found = [part for part in parts if isinstance(part, Medium)]
         texts = iter(self._without_leading(found, [part for part in parts if isinstance(part, str)]))
-        pieces = [f"{self.tokens[part.kind]}\n" if isinstance(part, Medium) else next(texts) for part in parts]
+        pieces = [self.tokens[part.kind] if isinstance(part, Medium) else next(texts) for part in parts]
         for medium in found:
             if medium.source is not None:
                 media[f"{medium.kind}s"].append(medium)
-        return {**kept, "content": "".join(pieces)}
+        return {**kept, "content": "\n".join(pieces)}  # each on lines of its own, as vLLM writes them
 
     def _without_leading(self, media: list[Medium], texts: list[str]) -> list[str]:
         """Return a message's texts without the placeholders that data sets write in front of a question.
