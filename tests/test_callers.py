@@ -79,10 +79,10 @@ def test_pipeline(clip: Path) -> None:
     followed = [message(video), {"role": "assistant", "content": expected}, message(text="what is it ?")]
     (full,) = pipe(text=followed, max_new_tokens=6)
     assert [turn["role"] for turn in full["generated_text"]] == ["user", "assistant", "user", "assistant"]
-    prefilled = [message(video), {"role": "assistant", "content": expected}]
+    prefilled = [message(video), {"role": "assistant", "content": [{"type": "text", "text": expected}]}]
     (full,) = pipe(text=prefilled, max_new_tokens=3)
     assert [turn["role"] for turn in full["generated_text"]] == ["user", "assistant"]
-    assert full["generated_text"][-1]["content"].startswith(expected)
+    assert full["generated_text"][-1]["content"][-1]["text"].startswith(expected)
 
 
 def test_page_runs_as_printed(clip: Path) -> None:
@@ -95,6 +95,20 @@ def test_page_runs_as_printed(clip: Path) -> None:
 
 def test_page_names_what_a_call_takes() -> None:
     assert [name for taken in call_options._TAKEN.values() for name in taken if f"`{name}`" not in PAGE] == []
+
+
+def test_questions_as_data_sets_write_them(clip: Path) -> None:
+    """A placeholder in front of a question says what is there anyway; another one stands for a video that is not."""
+    chat = hicom.VideoChat.from_pretrained("hicom-tiny")
+    video = chat.encode(clip)
+    plain, marked = (chat.ask(video, f"{mark}{QUESTION}", max_new_tokens=6) for mark in ("", "<video>\n"))
+    assert (plain.text, plain.num_prompt_tokens, plain.instruction) == (
+        marked.text,
+        marked.num_prompt_tokens,
+        marked.instruction,
+    )
+    with pytest.raises(ValueError, match="3 video placeholders, but 1 videos are given; a literal <video> in a text"):
+        chat.ask(video, f"<video><video>\n{QUESTION}")
 
 
 def test_causal_lm_class_is_the_model() -> None:
