@@ -1,10 +1,11 @@
-"""The real callers of transformers: its pipeline and its server."""
+"""The real callers of transformers: its pipeline and its server; the page about them runs as printed."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, pipeline
 
 import hicom
+from hicom.model import call_options
 from hicom.video import write_video
 
+PAGE = (Path(__file__).parents[1] / "docs" / "callers.md").read_text(encoding="utf-8")
 MODEL = Path(hicom.__file__).parent / "assets" / "hicom-tiny"
 QUESTION = "which way does the circle go ?"
-LAUNCHER = "import hicom; hicom.register(); from transformers.cli.transformers import main; main()"
-"""As in docs/callers.md."""
+LAUNCHER = re.findall(r'^python -c "(.*)"', PAGE, re.MULTILINE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +79,36 @@ def test_pipeline(clip: Path) -> None:
     followed = [message(video), {"role": "assistant", "content": expected}, message(text="what is it ?")]
     (full,) = pipe(text=followed, max_new_tokens=6)
     assert [turn["role"] for turn in full["generated_text"]] == ["user", "assistant", "user", "assistant"]
-    prefilled = [message(video), {"role": "assistant", "content": expected}]
+    prefilled = [message(video), {"role": "assistant", "content": [{"type": "text", "text": expected}]}]
     (full,) = pipe(text=prefilled, max_new_tokens=3)
     assert [turn["role"] for turn in full["generated_text"]] == ["user", "assistant"]
-    assert full["generated_text"][-1]["content"].startswith(expected)
+    assert full["generated_text"][-1]["content"][-1]["text"].startswith(expected)
+
+
+def test_page_runs_as_printed(clip: Path) -> None:
+    """All blocks but those of TRL, which tests/test_trl.py runs."""
+    blocks = [block for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "trl" not in block]
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/callers.md", "exec"), {"FOLDER": str(MODEL), "CLIP": str(clip)})
+
+
+def test_page_names_what_a_call_takes() -> None:
+    assert [name for taken in call_options._TAKEN.values() for name in taken if f"`{name}`" not in PAGE] == []
+
+
+def test_questions_as_data_sets_write_them(clip: Path) -> None:
+    """A placeholder in front of a question says what is there anyway; another one stands for a video that is not."""
+    chat = hicom.VideoChat.from_pretrained("hicom-tiny")
+    video = chat.encode(clip)
+    plain, marked = (chat.ask(video, f"{mark}{QUESTION}", max_new_tokens=6) for mark in ("", "<video>\n"))
+    assert (plain.text, plain.num_prompt_tokens, plain.instruction) == (
+        marked.text,
+        marked.num_prompt_tokens,
+        marked.instruction,
+    )
+    with pytest.raises(ValueError, match="3 video placeholders, but 1 videos are given; a literal <video> in a text"):
+        chat.ask(video, f"<video><video>\n{QUESTION}")
 
 
 def test_causal_lm_class_is_the_model() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from openai.types.chat import ChatCompletionMessage
 from PIL import Image
 
 import tiny
@@ -164,6 +165,8 @@ def test_layouts_that_shapes_do_not_tell(processor: HIComProcessor) -> None:
         (torch.rand(2, 3, 9, 9) - 0.5, {"do_rescale": False}, "must be from 0 to 1"),
         (torch.full((2, 3, 9, 9), float("nan")), {}, "nan"),
         (torch.zeros(2, 3, 9, 9, dtype=torch.uint8), {"do_rescale": False}, "do_rescale=False is for frames from 0"),
+        ([Image.new("RGB", (9, 9))], {"do_rescale": False}, "do_rescale=False is for arrays and tensors"),
+        ("clip.mp4", {"do_rescale": False}, "leave it out for files"),
         (torch.zeros(2, 3, 9, 9, dtype=torch.int64), {}, "frames must be uint8"),
         (torch.zeros(2, 1, 9, 9, dtype=torch.uint8), {}, "frames must be uint8"),
         (torch.zeros(2, 3, 9, 9, dtype=torch.uint8), {"input_data_format": "last"}, "channels_first"),
@@ -258,15 +261,18 @@ def test_frames_in_a_data_url(processor: HIComProcessor) -> None:
 
 def test_messages_of_every_role(processor: HIComProcessor) -> None:
     turns = [
-        {"role": "system", "content": ["describe", " the video"]},
+        {"role": "system", "content": ["describe", "the video"]},
         {"role": "user", "content": "is there a dog ?", "name": None},
         {"role": "assistant", "content": None},
         {"role": "tool", "content": "yes"},
     ]
     assert processor.apply_chat_template(turns) == (
-        "<|im_start|>system\ndescribe the video<|im_end|>\n<|im_start|>user\nis there a dog ?<|im_end|>\n"
+        "<|im_start|>system\ndescribe\nthe video<|im_end|>\n<|im_start|>user\nis there a dog ?<|im_end|>\n"
         "<|im_start|>assistant\n<|im_end|>\n<|im_start|>tool\nyes<|im_end|>\n"
     )
+    answer = ChatCompletionMessage(role="assistant", content="a dog")
+    as_dictionary = {"role": "assistant", "content": "a dog"}
+    assert processor.apply_chat_template([answer]) == processor.apply_chat_template([as_dictionary])
     for wrong, words in (
         ([{"content": "what"}], "with 'role' and 'content'"),
         (["what"], "with 'role' and 'content'"),

@@ -74,6 +74,8 @@ class ChatRenderer:
 
     def flatten(self, message: Any, media: dict[str, list[Medium]]) -> dict[str, Any]:
         """Return a message whose content is text with placeholders; its media are appended to `media`."""
+        if hasattr(message, "model_dump"):  # as clients of OpenAI's API return them
+            message = message.model_dump()
         if not isinstance(message, Mapping) or "role" not in message:
             raise ValueError(f"a message is a dictionary with 'role' and 'content', not {message!r}")
         kept = {name: value for name, value in message.items() if value is not None}

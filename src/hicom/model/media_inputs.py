@@ -333,10 +333,13 @@ def load_source(source: Any, options: Mapping[str, Any]) -> Any:
         ValueError: numbers are neither.
         VideoError: a URL is of another kind, cannot be fetched, or takes too long or too much.
     """
-    if isinstance(source, str):
-        return _open_url(source)
     if isinstance(source, np.ndarray | Tensor):
         return _pixels(source, options)
+    is_numbers = isinstance(source, list | tuple) and all(isinstance(each, np.ndarray | Tensor) for each in source)
+    if options.get("do_rescale") is False and not is_numbers:
+        raise ValueError("do_rescale=False is for arrays and tensors of numbers from 0 to 1; leave it out for files")
+    if isinstance(source, str):
+        return _open_url(source)
     if isinstance(source, list | tuple):
         frames = [_pixels(each, options) if isinstance(each, np.ndarray | Tensor) else each for each in source]
         return [_open_picture(each) if isinstance(each, str) else each for each in frames]
