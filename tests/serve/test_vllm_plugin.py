@@ -92,7 +92,7 @@ def load(vllm: Path) -> str:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
+    assert "hicom" not in run.stderr
     return run.stdout
 
 
@@ -107,7 +107,7 @@ def test_what_only_shows_when_it_is_imported(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "vllm", None)
     try:
         vllm_plugin.register()
-        with pytest.raises(ValueError, match="hicom serves its models with vLLM .*ModuleNotFoundError"):
+        with pytest.raises(ValueError, match=r"hicom serves its models with vLLM .*ModuleNotFoundError"):
             AutoConfig.from_pretrained(FOLDER)
     finally:
         AutoConfig.register(HIComConfig.model_type, HIComConfig, exist_ok=True)
