@@ -19,6 +19,7 @@ import hicom
 import llava
 import reference
 import tiny
+from chat_templates import FAMILIES
 from hicom.drop_in import Attachment, pool_windows
 from hicom.model.dual_encoder import CLIP_NORMALISATION, SIGLIP_NORMALISATION, DualEncoder
 
@@ -443,6 +444,8 @@ def _saved_tower(folder: Path) -> str:
         ({"max_visual_tokens": 9}, r"window=\(2, 3, 2\) and max_visual_tokens=9 both choose the window; give one"),
         ({"window": None, "max_visual_tokens": 1}, r"max_visual_tokens=1 holds no token beside the newline; give at"),
         ({"logit_scale": -1.0}, r"logit_scale=-1.0 must be a finite number of at least 0"),
+        ({"user_turn": "USER:(.*"}, r"user_turn='USER:\(\.\*' is no regular expression: "),
+        ({"user_turn": "USER:.*"}, r"user_turn='USER:\.\*' has no group; put what the user says in brackets"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -494,6 +497,40 @@ def _tokenizer(attachment: Attachment) -> Any:
     return patch.context()
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "llava-onevision"])
+def test_the_turn_is_found_by_any_template(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the blanks that a word tokenizer puts everywhere."""
+    words, known = llava.tokenizer(), FAMILIES[name]
+    words.add_special_tokens({"additional_special_tokens": [*known.specials, known.bos, known.eos, "<video>"]})
+    words.bos_token, words.eos_token, words.chat_template = known.bos, known.eos, known.template
+    messages = [
+        {"role": "user", "content": f"<video>\n{WHERE}"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": f"{WHICH} Answer with the option letter ."},
+    ]
+    text = words.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    for special in (known.bos, known.eos, *known.specials):
+        text = text.replace(special, " ")
+    words.add_tokens(sorted({*re.findall(r"\w+|[^\w\s]+", text)} - {*words.get_vocab()}))
+    ids = words.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    model = llava.model("onevision")
+    model.resize_token_embeddings(len(words))
+    with attach(model, "onevision", processor=words) as attachment:
+        seen = spy(attachment, monkeypatch)
+        last_logits(model, attachment.expand([ids], 4) | {"pixel_values_videos": llava.videos("onevision", 1, 4)})
+    assert seen == [[WHICH]]
+
+
+def test_without_a_template_it_is_asked_for() -> None:
+    words = llava.tokenizer()
+    words.chat_template = None
+    model, pixels = llava.model("onevision"), llava.videos("onevision", 1, 4)
+    with attach(model, "onevision", processor=words) as attachment:
+        inputs = attachment.expand([words(f"<video> {WHICH}").input_ids], 4) | {"pixel_values_videos": pixels}
+        with pytest.raises(ValueError, match=r"no chat template to find the user's turn by: set it; pass user_turn"):
+            last_logits(model, inputs)
+
+
 def test_an_unknown_template_is_named() -> None:
     model, pixels = llava.model("onevision"), llava.videos("onevision", 1, 4)
     ids = llava.tokenizer()(f"<video> {WHICH} describe").input_ids
@@ -502,6 +539,11 @@ def test_an_unknown_template_is_named() -> None:
         with pytest.raises(ValueError, match=r"no user turn is found in the prompt 'which .* pass user_turn"):
             last_logits(model, inputs)
     with attach(model, "onevision", processor=llava.tokenizer(), user_turn=r"(.*) describe"):
+        last_logits(model, inputs)
+    with (
+        attach(model, "onevision", processor=llava.tokenizer(), user_turn="USER:(.*)"),
+        pytest.raises(ValueError, match=r"no user turn is found in the prompt 'which .* correct it, or state the inst"),
+    ):
         last_logits(model, inputs)
 
 

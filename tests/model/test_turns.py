@@ -240,6 +240,12 @@ def test_marks_without_a_turn_of_the_user(prompt: str) -> None:
         last_turn_or_text(prompt, [turns], REMEDY)
 
 
+def test_marks_that_a_tokenizer_does_not_know() -> None:
+    prompt = render("gemma2", "Is it a dog?", "yes", "What is red?").replace("model", "<unk>")
+    with pytest.raises(ValueError, match="no user turn is found in the prompt"):
+        UserTurns.of(TOKENIZERS["gemma2"]).last(prompt, REMEDY)
+
+
 @pytest.mark.parametrize("other", [name for name in FAMILIES if name not in ("falcon-chat", "alpaca", "olmo2")])
 def test_prompts_of_another_template_are_told(other: str) -> None:
     turns = UserTurns.of(TOKENIZERS["alpaca"])

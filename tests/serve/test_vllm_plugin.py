@@ -92,7 +92,7 @@ def load(vllm: Path) -> str:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
+    assert "hicom" not in run.stderr
     return run.stdout
 
 

@@ -294,6 +294,8 @@ class _Marks:
         loose = self.loose.last(prompt)
         if loose is None:
             return turn
+        if loose.closed == loose.end and self.header.search(prompt, loose.start):
+            return None  # something ends that turn, and is not known
         # In plain text, words that open a turn elsewhere open none.
         is_open = loose.closed == loose.end and loose.number == 1 and self.loose.first.match(prompt) is None
         return turn if is_open and not self.is_special else loose
