@@ -44,7 +44,7 @@ test: $(READY)
 	$(BIN)/pytest -n 2
 
 test-slow: $(VENV)/.ready-slow
-	$(BIN)/pytest -n 2 -m '(slow or dist) and not gpu and not vllm and not browser' --timeout 1200
+	$(BIN)/pytest -n 2 -m '(slow or dist) and not vllm and not browser' --timeout 1200
 
 test-lmms-eval: $(LMMS)/.ready
 	$(LMMS)/bin/python -m pytest -m lmms_eval --timeout 600 tests/eval/test_lmms_eval.py

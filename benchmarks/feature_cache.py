@@ -29,7 +29,9 @@ from hicom.provenance import git_commit, hardware, short_commit
 from hicom.recipes.stages import pretrain
 from hicom.recipes.tiny import tiny_parts
 from hicom.train import DataConfig, Parts, TrainConfig
-from hicom.train.run import load, make_data, make_trainer
+from hicom.train.data import make_data
+from hicom.train.run import load
+from hicom.train.trainer import make_trainer
 
 ROOT = Path(__file__).parents[1]
 NUM_FRAMES, FPS, DURATION_S = 8, 25, 10

@@ -32,7 +32,8 @@ from hicom.recipes.finetune import finetune, finetune_lora, finetune_qlora
 from hicom.train import TrainConfig
 from hicom.train.assemble import assemble
 from hicom.train.estimate import TEXT_TOKENS, SampleSize, sample_size, training_memory, ways
-from hicom.train.run import load, make_trainer, run
+from hicom.train.run import load, run
+from hicom.train.trainer import make_trainer
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 151_936

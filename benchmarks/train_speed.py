@@ -38,7 +38,8 @@ from hicom.provenance import git_commit, hardware, short_commit
 from hicom.recipes.stages import tune
 from hicom.tables import markdown
 from hicom.train import DataConfig, TrainConfig
-from hicom.train.run import make_data, make_trainer
+from hicom.train.data import make_data
+from hicom.train.trainer import make_trainer
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 8

@@ -92,7 +92,14 @@ def answer(
         for message in (message for messages in conversations for message in messages):
             message["content"] = message["content"].replace("<video>", processor.video_token)
         inputs = processor.apply_chat_template(
-            conversations, tokenize=True, add_generation_prompt=True, video_num_frames=store.counts(videos), **choice
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+            add_generation_prompt=True,
+            video_num_frames=store.counts(videos),
+            **choice,
         )
         # Several questions about a clip share what does not depend on them.
         shown = list(dict.fromkeys(videos))

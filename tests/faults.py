@@ -601,9 +601,30 @@ FAULTS = [
     Fault(
         "an answer that names two options counts as the first",
         ANSWERS,
-        "return letters.index(marked[0]) if len(set(marked)) == 1 else None",
-        "return letters.index(marked[0])",
+        "return letters.index(found.pop()) if len(found) == 1 else None",
+        "return letters.index(min(found))",
         "tests/eval/test_answers.py::test_chosen_option",
+    ),
+    Fault(
+        "a denied letter is an answer",
+        ANSWERS,
+        "if not _NEGATION.search(clause):",
+        "if True:",
+        "tests/eval/test_answers.py::test_chosen_option",
+    ),
+    Fault(
+        "bad records of a benchmark are not counted",
+        "hicom/eval/samples.py",
+        'found.bad.append(f"{path}: record {number + 1}: {error}")',
+        "pass",
+        "tests/eval/test_benchmarks.py::test_one_bad_record_is_not_the_end_of_a_task",
+    ),
+    Fault(
+        "a published number is wrong",
+        "hicom/eval/paper.py",
+        '"HICom-7B": (65.7, 57.1, 51.4, 58.1),',
+        '"HICom-7B": (65.7, 57.1, 51.4, 58.3),',
+        "tests/eval/test_paper.py::test_all_numbers_are_those_that_the_paper_prints",
     ),
     Fault(
         "an answer without an option counts as option C",

@@ -1,8 +1,10 @@
 """Write small test media whose frames carry their number as a grid of black and white blocks."""
 
 import io
+import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -75,8 +77,6 @@ def write_video(
         stream.pix_fmt = pix_fmt
         time_base = Fraction(1, ticks_per_s) if ticks is not None else 1 / Fraction(fps)
         stream.codec_context.time_base = time_base
-        if rotation or hflip:
-            stream.set_display_rotation(rotation, hflip=hflip)
         sound: Any = container.add_stream("aac", rate=16000, layout="mono") if audio else None
         if sound is not None:
             _write_silence(container, sound, num_frames / Fraction(fps))
@@ -89,7 +89,19 @@ def write_video(
             frame.pts = ticks[number] if ticks is not None else number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    if rotation or hflip:
+        _turn(path, rotation, hflip)
     return path
+
+
+def _turn(path: Path, rotation: int, hflip: bool) -> None:
+    """Write the display matrix of an mp4, as every version of PyAV reads it and only new ones write it."""
+    cos, sin = round(math.cos(math.radians(rotation))), round(math.sin(math.radians(rotation)))
+    x = -1 if hflip else 1
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # of the first track: behind its times and its number
+    struct.pack_into(">9i", data, matrix, *(65536 * n for n in (x * cos, -sin, 0, x * sin, cos, 0, 0, 0)), 1 << 30)
+    path.write_bytes(data)
 
 
 def _write_silence(container: Any, stream: Any, duration_s: Fraction) -> None:
@@ -145,7 +157,7 @@ def write_cover(path: Path) -> Path:
         sound: Any = container.add_stream("aac", rate=16000, layout="mono")
         cover: Any = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value
         container.mux(
             cover.encode(av.VideoFrame.from_ndarray(number_frame(0), format="rgb24").reformat(format="yuvj420p"))
         )

@@ -52,6 +52,7 @@ def train_in_two(
     config: TrainConfig,
     *,
     kill_at: int | None = None,
+    nan_at: int | None = None,
     dropout: float = 0.0,
     launcher: tuple[str, ...] = ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
     timeout_s: float = 150,
@@ -61,13 +62,14 @@ def train_in_two(
     Args:
         config: of the run.
         kill_at: batch in which the second process kills itself.
+        nan_at: step in which its loss is no number.
         dropout: of what goes into the language model, so that random numbers of every process matter.
         launcher: module that starts the processes, and its arguments.
         timeout_s: processes that wait for each other longer than this are stopped, and the test fails.
     """
     Path(config.out).mkdir(parents=True, exist_ok=True)
     task = Path(config.out).parent / f"{Path(config.out).name}.pickle"
-    task.write_bytes(pickle.dumps((config, kill_at, dropout)))
+    task.write_bytes(pickle.dumps((config, kill_at, nan_at, dropout)))
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *launcher, str(TESTS / "scale_training.py"), str(task)]
@@ -106,10 +108,10 @@ def main() -> None:
     from accelerate.utils import DistributedType
 
     from hicom.data.collate import Collator
-    from hicom.model.modeling import HIComModel
+    from hicom.model.modeling import HIComForConditionalGeneration, HIComModel
     from hicom.train import run
 
-    config, kill_at, dropout = pickle.loads(Path(sys.argv[1]).read_bytes())
+    config, kill_at, nan_at, dropout = pickle.loads(Path(sys.argv[1]).read_bytes())
     rank = int(os.environ["RANK"])
     batches: list[list[int]] = []
     make_batch, embed = Collator.__call__, HIComModel.embed
@@ -133,6 +135,17 @@ def main() -> None:
             self.fsdp_plugin = kwargs["fsdp_plugin"]
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
+    forward, calls = HIComForConditionalGeneration.forward, []
+
+    def no_number(self: HIComForConditionalGeneration, *args: object, **kwargs: object) -> object:
+        output = forward(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == nan_at and rank == 1:
+            output.loss = output.loss * float("nan")
+        return output
+
+    if nan_at is not None:
+        HIComForConditionalGeneration.forward = no_number
     AcceleratorState.__init__ = with_fsdp
     Collator.__call__ = watched
     if dropout:

@@ -17,7 +17,7 @@ TEXTS = (
     "a dog runs after a blue ball while two cats look on",
     "does the train stop before the bridge or after it",
 )
-VOCABULARY = 96
+VOCABULARY = 60
 MAX_LENGTH = 64
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import hicom
@@ -524,3 +525,25 @@ def test_the_page_runs() -> None:
     for block in blocks:
         exec(compile(block, "docs/attach.md", "exec"), names)
     assert "get_video_features" not in vars(names["model"].model)
+
+
+@pytest.mark.parametrize("family", llava.FAMILIES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: AveragedModel(model).module], ids=["deepcopy", "ema"])
+def test_a_copy_of_an_attached_model_is_a_model_of_its_own(family: str, copied: Any) -> None:
+    model = llava.model(family)
+    attachment = attach(model, family)
+    inputs = attachment.expand([llava.tokenizer()(llava.prompt(family, f"<video>\n{WHICH}")).input_ids], 4)
+    inputs["pixel_values_videos"] = torch.randn(1, 4, 3, *(2 * [24 if family == "next_video" else 20]))
+    other = copied(model)
+    wanted, ids = last_logits(model, inputs), model.generate(**inputs, max_new_tokens=3)
+    assert torch.equal(last_logits(other, inputs), wanted)
+    assert torch.equal(other.generate(**inputs, max_new_tokens=3), ids)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert not last_logits(other, inputs).any()
+    assert torch.equal(last_logits(model, inputs), wanted)
+    # Detaching one leaves the other as it is.
+    attachment.detach()
+    assert "forward" not in vars(model.model)
+    assert "forward" in vars(other.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -18,7 +19,7 @@ from transformers import MaxLengthCriteria
 import tiny
 from hicom import VideoChat, inference
 from hicom.encoding import EncodedVideo
-from hicom.inference import Answer, writers
+from hicom.inference import Answer, _default_precision, writers
 from hicom.model.dual_encoder import InstructionWarning
 
 QUESTIONS = ["which object moves left ?", "is there a dog in the video ?", "how many red ?"]
@@ -116,7 +117,9 @@ def test_answer_equals_plain_generate(chat: VideoChat, video: EncodedVideo) -> N
         "role": "user",
         "content": [{"type": "video", "video": frames()}, {"type": "text", "text": QUESTIONS[0]}],
     }
-    inputs = chat.processor.apply_chat_template([message], tokenize=True, add_generation_prompt=True)
+    inputs = chat.processor.apply_chat_template(
+        [message], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
     ids = chat.model.generate(**inputs, max_new_tokens=6)
     new = ids[0, inputs["input_ids"].shape[1] :]
     text = chat.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -174,7 +177,9 @@ def test_conversation_compresses_anew_for_every_question(chat: VideoChat, video:
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": QUESTIONS[1]},
     ]
-    inputs = chat.processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)
+    inputs = chat.processor.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
     ids = chat.model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
     assert chat.processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == second
 
@@ -282,7 +287,7 @@ def test_replies_without_a_video(chat: VideoChat, video: EncodedVideo) -> None:
     messages = [{"role": "user", "content": QUESTIONS[0]}]
     answer = chat.reply(messages, max_new_tokens=3)
     assert answer.num_visual_tokens == 0
-    ids = chat.processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+    ids = chat.processor.apply_chat_template(messages, tokenize=True, return_tensors="pt", add_generation_prompt=True)
     assert answer.num_prompt_tokens == ids.shape[-1]
     expected = chat.model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)[0, ids.shape[-1] :]
     assert answer.text == chat.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
@@ -401,3 +406,36 @@ class TestLoading:
     def test_unknown_precision(self, folder: Path) -> None:
         with pytest.raises(ValueError, match="dtype='float23'"):
             VideoChat.from_pretrained(folder, dtype="float23")
+
+
+@pytest.mark.parametrize(
+    ("stored", "device", "expected"),
+    [
+        ({"dtype": "float32"}, "cuda", torch.bfloat16),
+        ({"torch_dtype": "float32"}, "cuda:1", torch.bfloat16),
+        ({"dtype": "float32"}, None, torch.bfloat16),  # a device map, on a machine with a GPU
+        ({"dtype": "bfloat16"}, "cuda", None),
+        ({"dtype": "float16"}, "cuda", None),
+        ({"dtype": "float32"}, "cpu", torch.float32),
+        ({"dtype": "bfloat16"}, "cpu", torch.float32),
+    ],
+)
+def test_the_precision_that_a_model_computes_in(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict[str, str],
+    device: str | None,
+    expected: torch.dtype | None,
+) -> None:
+    """Weights that are stored in 32 bit, as trained on a CPU, do not take 34 GB of a GPU for 7B unless asked to."""
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _default_precision(tmp_path, device) == expected
+
+
+def test_a_precision_that_is_given_is_kept(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    for dtype in ("float32", torch.bfloat16):
+        chat = VideoChat.from_pretrained(folder, dtype=dtype)
+        assert str(chat.model.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
+    assert VideoChat.from_pretrained(folder).model.dtype == torch.float32

@@ -10,6 +10,8 @@ import pytest
 import hicom
 
 LEVELS = {
+    "pyav": -1,
+    "square": -1,
     "video": 0,
     "locks": 0,
     "optim": 0,

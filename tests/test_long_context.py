@@ -15,7 +15,7 @@ import tiny
 from hicom.inference import VideoChat
 from hicom.model import ops
 from hicom.model.compressor import HybridCompressor
-from hicom.model.modeling import PromptWarning
+from hicom.model.generation import PromptWarning
 from media import read_numbers, write_video
 
 QUESTION = "which object moves left ?"

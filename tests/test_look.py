@@ -7,7 +7,7 @@ import math
 import re
 from itertools import product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import av
@@ -275,7 +275,7 @@ def test_unknown_suffix_missing_folder_and_failure_leave_nothing(
         raise RuntimeError("no memory left")
 
     (tmp_path / "look.mp4").write_text("the last one")
-    monkeypatch.setattr(av.VideoFrame, "from_ndarray", fail)
+    monkeypatch.setattr(av, "VideoFrame", SimpleNamespace(from_ndarray=fail))  # PyAV's own class takes no other method
     with pytest.raises(RuntimeError, match="no memory left"):
         save_look(found, tmp_path / "look.mp4")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["the last one"]

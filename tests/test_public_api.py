@@ -37,7 +37,7 @@ SIGNATURES = {
         "(instruction=None, instruction_tokens=None, instruction_mask=None, window=None, "
         "compression='conditional', num_frames=None)"
     ),
-    "HIComForConditionalGeneration.from_official": "(path, dtype=None)",
+    "HIComForConditionalGeneration.from_official": "(path, dtype=None, *, vision_tower=None, **kwargs)",
     "HIComForConditionalGeneration.forward": (
         "(input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, "
         "labels=None, pixel_values=None, image_instruction_input_ids=None, "
@@ -56,11 +56,19 @@ SIGNATURES = {
         "compression='conditional', **kwargs)"
     ),
     "HIComProcessor.__call__": (
-        "(text, images=None, videos=None, instruction=None, video_num_frames=None, window=None, "
-        "compression='conditional', answer_starts=None, num_frames=None, fps=None, start_s=None, end_s=None, "
-        "**kwargs)"
+        "(images=None, text=None, videos=None, audio=None, *, instruction=None, video_num_frames=None, window=None, "
+        "compression='conditional', answer_starts=None, assistant_spans=None, **kwargs)"
     ),
-    "VideoChat.from_pretrained": "(name='hicom-tiny', *, device=None, dtype=None, cache=None, **kwargs)",
+    "HIComProcessor.apply_chat_template": (
+        "(conversation, chat_template=None, tools=None, documents=None, add_generation_prompt=False, "
+        "continue_final_message=False, return_assistant_tokens_mask=False, tokenize=False, return_tensors='auto', "
+        "return_dict=False, load_audio_from_video=False, processor_kwargs=None, sanitize_control_tokens=False, *, "
+        "return_labels=False, **kwargs)"
+    ),
+    "VideoChat.from_pretrained": (
+        "(name='hicom-tiny', *, device=None, dtype=None, cache=None, vision_tower=None, revision=None, token=None, "
+        "cache_dir=None, **kwargs)"
+    ),
     "VideoChat.encode": (
         "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, max_frames=None, "
         "snap=None, source_fps=None, keep_features=True, questions=(), window=None, max_visual_tokens=None)"
@@ -89,7 +97,7 @@ SIGNATURES = {
     "probe": "(source, *, source_fps=25.0)",
     "read_frames": (
         "(source, *, num_frames=None, fps=None, timestamps_s=None, start_s=None, end_s=None, "
-        "max_frames=None, size=None, source_fps=25.0, snap='exact')"
+        "max_frames=None, size=None, source_fps=25.0, snap='exact', repeat=False)"
     ),
     "register": "()",
 }

@@ -17,7 +17,8 @@ import yaml
 
 from assembling import save_llm, save_pair
 from hicom.bench.shapes import published_config
-from hicom.data.mixture import parse_source
+from hicom.data.collate import SampleSet
+from hicom.data.mixture import parse_source, read_sources
 from hicom.model.config import HIComConfig
 from hicom.model.memory import empty_model
 from hicom.model.modeling import HIComForConditionalGeneration
@@ -118,6 +119,52 @@ def test_batches_frames_and_epochs_are_published(name: str, stage: str) -> None:
     assert model.token_count(32) == 648 + 32
 
 
+# Section 3.2 and Tables 1 and A1 of the paper, and the released list of image-text pairs.
+CLIPS, PAIRS, PAIRS_PER_CLIP = 248_328, 739e3, 2.98
+IMAGES = 558_128
+TUNED = {"LLaVA-Video": 1.6e6, "VideoChat2-IT": 292e3, "M4": 255e3, "Charades": 11e3, "NTU": 114e3, "TVQA": 122e3}
+MIT = 290e3
+
+
+def test_stages_are_as_long_as_the_paper_says(tmp_path: Path) -> None:
+    """An answered turn is a sample: of the 248K clips of stage 2 there are three times as many pairs."""
+    assert SAMPLES["align"] == IMAGES
+    assert SAMPLES["pretrain"] == PAIRS == pytest.approx(CLIPS * PAIRS_PER_CLIP, rel=2e-3)
+    assert SAMPLES["tune"] == pytest.approx(sum(TUNED.values()) + MIT, rel=2e-3)
+    assert config_of("7b-pretrain").count_steps(SAMPLES["pretrain"], 8) == 2886
+    facts = json.loads((Path(__file__).parents[1] / "docs" / "results" / "recipes.json").read_text())
+    stages = {(row["size"], row["stage"]): row for row in facts["stages"]}
+    assert stages["7b", "pretrain"]["steps"] == int(PAIRS // 256)
+    assert stages["0.5b", "pretrain"]["steps"] == int(PAIRS // 512)
+    assert stages["7b", "pretrain"]["hours"] == pytest.approx(11, abs=0.5)
+    # The same by the reader of records: a clip with its three pairs in the release's layout.
+    turns = [{"from": who, "value": "text"} for _ in range(3) for who in ("human", "gpt")]
+    (tmp_path / "pairs.json").write_text(json.dumps([{"video": "0.mp4", "conversations": turns}] * 4))
+    assert len(SampleSet(read_sources([tmp_path / "pairs.json"]))) == 12
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", [*SIZES, "release-7b"])
+def test_order_and_lengths_are_those_of_the_script(name: str, stage: str) -> None:
+    """`directg_local43_global32.sh` groups by nothing, clips to 1 (the default) and takes 4096 tokens of text."""
+    config = config_of(f"{name}-{stage}")
+    assert not config.group_by_length
+    assert (config.data.max_text_tokens, config.max_grad_norm) == (4096, 1.0)
+    assert config.saved_precision == "bfloat16"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stage_1_with_compression_off_has_a_name(size: str) -> None:
+    config = config_of(f"{size}-align-off")
+    assert config.stage.compression == "off"
+    rates = rates_of(model_of(size), config)
+    trained = {name for name, rate in rates.items() if rate > 0}
+    assert trained == {name for name in rates if name.startswith("model.compressor.local.readout.")}
+    assert {rates[name] for name in trained} == {1e-3}
+    assert config.count_passes(8) * config.batch_size * 8 == 512
+    assert config_of(f"{size}-pretrain").init == f"{config.out}/model", "stage 2 goes on from it"
+
+
 @pytest.mark.parametrize(("size", "millions"), [("0.5b", 22.3), ("1.5b", 26.9), ("7b", 52.6)])
 def test_the_compressor_beside_the_63_million_of_the_paper(size: str, millions: float) -> None:
     """Table A1 says 63M for 7B, not of what; docs/results/recipes.md says what ours consists of."""
@@ -127,7 +174,7 @@ def test_the_compressor_beside_the_63_million_of_the_paper(size: str, millions: 
 
 def test_docstrings_say_command_hardware_time_and_result() -> None:
     published = [name for name in RECIPES if not name.startswith(("tiny", "finetune"))]
-    assert len(published) == 4 * 4
+    assert len(published) == 4 * 4 + 3
     for name in published:
         text = inspect.getdoc(RECIPES[name]) or ""
         for part in (

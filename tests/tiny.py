@@ -33,6 +33,8 @@ WORDS = (  # noqa: SIM905
     "image describe yes no one two three how many first second and ? . , : ( ) A B C D Options Answer with letter"
 ).split()
 WIDTH = 32
+TENSORS: dict[str, Any] = {"return_tensors": "pt", "padding": True}
+"""Arguments of a processor's call for inputs that a model takes."""
 VOCABULARY = len(SPECIAL) + len(WORDS)
 
 

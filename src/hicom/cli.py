@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import inspect
 import json
+import mimetypes
 import os
 import socket
 import sys
@@ -16,7 +17,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hicom.encoding import EncodedVideo
     from hicom.inference import Answer, VideoChat
     from hicom.model.config import HIComConfig
+    from hicom.model.inspection import Inspection
     from hicom.serve.media import MediaLimits
     from hicom.serve.requests import RequestLimits
     from hicom.train import Chain, TrainConfig
@@ -56,6 +58,8 @@ Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 InjectionName = Annotated[Literal["direct", "coarse", "fine", "none"] | None, arg(help_behavior_hint="")]
 Sizes = Annotated[tuple[int, int, int] | None, arg(metavar="T H W", help_behavior_hint="")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")]
+Revision = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+VisionTower = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Video = Annotated[Positional[str], arg(metavar="VIDEO")]
 DataFiles = Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...", help_behavior_hint="")]
 AsJson = Annotated[bool, arg(name="json")]
@@ -71,9 +75,11 @@ class PlaceOptions:
     """precision of the computation; by default what suits the device"""
     cache: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """keep features of video files in this folder, so that the next question on one is quick; or set HICOM_CACHE"""
+    vision_tower: VisionTower = None
+    """dual encoder of a checkpoint of the official release: a folder or a hub id; by default the one that it names"""
 
-    def load(self, model: str) -> VideoChat:
-        """Return the model `model`, loaded.
+    def load(self, model: str, revision: str | None = None) -> VideoChat:
+        """Return the model `model`, loaded; `revision` is of a hub id.
 
         Raises:
             ValueError: the device does not exist, or the model cannot be loaded.
@@ -90,7 +96,14 @@ class PlaceOptions:
                 raise ValueError(f"--device {self.device} cannot be used: {error}") from None
             quiet_transformers()
             cache = self.cache or os.environ.get("HICOM_CACHE")
-            return VideoChat.from_pretrained(model, device=self.device, dtype=self.dtype, cache=cache)
+            return VideoChat.from_pretrained(
+                model,
+                device=self.device,
+                dtype=self.dtype,
+                cache=cache,
+                vision_tower=self.vision_tower,
+                revision=revision,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +112,12 @@ class ModelOptions(PlaceOptions):
 
     model: Annotated[str, arg(metavar="NAME")] = "hicom-tiny"
     """a checkpoint folder, a hub id, or the name of an embedded model"""
+    revision: Revision = None
+    """branch, tag or commit of a hub id"""
+
+    def load_model(self) -> VideoChat:
+        """Return the model, loaded."""
+        return self.load(self.model, self.revision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +197,7 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty")
     probe(video)  # what is wrong with it should be said before a large model is loaded
-    chat = model.load(model.model)
+    chat = model.load_model()
     keywords = answer.keywords()
     options: dict[str, Any] = {}
     if low_memory:
@@ -219,12 +238,13 @@ def chat(
     from hicom.video import probe
 
     probe(video)
-    loaded = model.load(model.model)
+    loaded = model.load_model()
     encoded = frames.encode(loaded, video)
     conversation = loaded.conversation(encoded)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        import readline  # noqa: F401  (gives `input` line editing and a history)
+        with suppress(ImportError):  # Windows has none, and needs none
+            import readline  # noqa: F401  (gives `input` line editing and a history)
 
         print(f"{encoded.info.describe()}; Ctrl-D ends")
     while True:
@@ -269,7 +289,7 @@ def look(
     from hicom.look import look as look_at
 
     check_output(output)
-    chat = model.load(model.model)
+    chat = model.load_model()
     with progress(f"looking at {video}"):
         found = look_at(chat, video, question, **given(frames), **answer.keywords())
     if found.caution:
@@ -282,20 +302,36 @@ def look(
         print_table([("answer", str(found.answer)), ("written", str(output))])
 
 
-def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJson = False) -> None:
-    """Describe a video or a checkpoint, without loading its weights.
+def info(
+    path: Annotated[Positional[str], arg(metavar="PATH")],
+    *,
+    vision_tower: VisionTower = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a video or a checkpoint, and check that its tensors fit the model, without reading its weights.
 
     Args:
-        path: a video (a file or a folder of frames), a checkpoint folder, or the name of an embedded model.
+        path: a video (a file or a folder of frames), a checkpoint folder, the name of an embedded model, or a hub id,
+            of which only configurations and the headers of the weights are read.
+        vision_tower: dual encoder of a checkpoint of the official release: a folder or a hub id; by default the one
+            that it names.
+        revision: branch, tag or commit of a hub id.
         as_json: print JSON.
     """
-    folder = ASSETS / path if (ASSETS / path / "config.json").is_file() else Path(path)
-    if any(folder.glob("config.json")) or any(folder.glob("*.safetensors")):
-        facts = checkpoint_facts(folder)
+    if is_checkpoint(path):
+        quiet_transformers()
+        with progress(f"looking at {path}"):
+            from hicom.model.inspection import inspect_checkpoint
+
+            found = inspect_checkpoint(path, vision_tower=vision_tower, revision=revision)
+        facts = checkpoint_facts(found)
         rows = checkpoint_rows(facts)
     else:
         from hicom.video import probe
 
+        if vision_tower is not None or revision is not None:
+            raise ValueError(f"--vision-tower and --revision are for checkpoints, but {path} is a video")
         video = probe(path)
         facts = dataclasses.asdict(video)
         rows = [("video", video.describe()), *(("stream", stream) for stream in video.streams)]
@@ -303,6 +339,19 @@ def info(path: Annotated[Positional[str], arg(metavar="PATH")], *, as_json: AsJs
         print_json(facts)
     else:
         print_table(rows)
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether a path is meant as a checkpoint, here or on the hub, and not as a video."""
+    folder = Path(path)
+    if folder.is_dir():
+        return any(folder.glob("*config.json")) or any(folder.glob("*.safetensors"))
+    if (ASSETS / path / "config.json").is_file():
+        return True
+    # A name such as org/model is one of the hub, unless it is that of a medium, or a folder org just lacks it.
+    kind = (mimetypes.guess_type(path)[0] or "").partition("/")[0]
+    is_like_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    return is_like_id and kind not in ("video", "image") and not folder.exists() and not folder.parent.exists()
 
 
 def convert(args: Sequence[str]) -> None:
@@ -316,6 +365,9 @@ def convert(args: Sequence[str]) -> None:
 def convert_official(
     src: Annotated[Positional[str], arg(metavar="SRC")],
     dst: Annotated[Positional[Path], arg(metavar="DST")],
+    *,
+    vision_tower: VisionTower = None,
+    revision: Revision = None,
 ) -> None:
     """Convert an official checkpoint into a folder that transformers loads.
 
@@ -326,12 +378,15 @@ def convert_official(
     Args:
         src: an official checkpoint: a folder or a hub id.
         dst: the folder to write; it must not hold anything yet.
+        vision_tower: the dual encoder that it was trained with: a folder or a hub id; by default the one that it names.
+        revision: branch, tag or commit of a hub id.
     """
+    check_new(dst)
     with progress(f"converting {src}"):
         from hicom.model import convert
 
         quiet_transformers()
-        convert.convert_official(src, dst, log=print)
+        convert.convert_official(src, dst, log=print, vision_tower=vision_tower, revision=revision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -683,8 +738,69 @@ def world_preview(
 
 
 def data(args: Sequence[str]) -> None:
-    """Check, describe or build training data."""
-    subcommand("data", {"check": data_check, "stats": data_stats, "build": data_build}, args)
+    """Convert, check, describe or build training data."""
+    commands: dict[str, Callable[..., None]] = {
+        "convert": data_convert,
+        "check": data_check,
+        "stats": data_stats,
+        "build": data_build,
+    }
+    subcommand("data", commands, args)
+
+
+def data_convert(
+    name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "",
+    src: Annotated[Positional[Path | None], arg(metavar="SRC", help_behavior_hint="")] = None,
+    dst: Annotated[Positional[Path | None], arg(metavar="DST", help_behavior_hint="")] = None,
+    *,
+    list_names: Annotated[bool, arg(name="list")] = False,
+    media: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    no_media_check: bool = False,
+    only: Annotated[tuple[str, ...], arg(metavar="GLOB ...", help_behavior_hint="")] = (),
+    limit: Number = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a published data set to the records that training reads.
+
+    What cannot be used is left out, counted by reason and shown; the whole report is beside DST, DST's name with
+    .report.json in place of .jsonl.
+
+    Args:
+        name: of the data set; --list shows all.
+        src: its folder as downloaded, or one file of it.
+        dst: JSONL file to write.
+        list_names: show the names of data sets.
+        media: folder of videos and images, the `root` of a mixture; by default SRC.
+        no_media_check: take videos and images to be there.
+        only: files of SRC to read, by glob patterns such as 'video/*'; by default those that the set consists of.
+        limit: records to read at most.
+        as_json: print the report as JSON.
+    """
+    from hicom.data.convert import LAYOUTS
+    from hicom.data.convert.run import convert as convert_data
+
+    if list_names:
+        print_table([(each.name, each.title) for each in LAYOUTS.values()])
+        return
+    if not name or src is None or dst is None:
+        raise ValueError("give NAME SRC DST; `hicom data convert --list` shows the names")
+    layout = lookup("data set", name, LAYOUTS)
+    check_positive({"--limit": limit})
+    found = convert_data(layout, src, dst, media=media, check_media=not no_media_check, only=only, limit=limit)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    rows = [(str(dst), f"{found.written:,} of {found.read:,} records, {found.turns:,} answered turns")]
+    checked = f"{found.missing.count:,} videos and images are not there" if found.is_checked else "not looked up"
+    rows.append(("media", f"root: {found.media}; {checked}"))
+    rows += [("not read", each) for each in found.not_read[:MAX_LINES]]
+    kinds = {"left out": found.left_out, "turns left out": found.turns_left_out, "changed": found.changed}
+    for kind, tallies in kinds.items():
+        for reason, tally in sorted(tallies.items(), key=lambda each: -each[1].count):
+            rows.append((kind, one_line(f"{tally.count:,}: {reason} ({tally.examples[0]:.200})")))
+    if found.repeated:
+        rows.append(("repeated", f"{found.repeated:,} records say what an earlier one said; they are kept"))
+    print_table([*rows, ("report", str(found.path))])
 
 
 def data_check(
@@ -732,6 +848,7 @@ def data_check(
     ]
     counts = f"{found.num_media:,} files, {found.num_checked:,} opened, {len(found.bad):,} cannot be read"
     rows.append(("media", f"{counts}, {len(found.damaged):,} damaged"))
+    rows += [(f"{number:,} bad records", one_line(kind)) for kind, number in found.kinds_of_bad_records.most_common()]
     print_table(rows)
     bad = [error["message"] for source in found.sources for error in source["bad_records"]]
     bad += [f"{each.path}: {each.problem} ({each.num_samples} samples, first {each.source})" for each in found.bad]
@@ -1021,6 +1138,8 @@ def serve_model(
         if not folder.is_dir():
             raise ValueError(f"--allow-folder {folder}: no such folder")
     key = os.environ.get("HICOM_API_KEY")
+    if key is not None and not key.strip():
+        raise ValueError("HICOM_API_KEY is empty: unset it to serve without a key")
     if access.api_key_file is not None:
         key = access.api_key_file.read_text("utf-8").strip()
         if not key:
@@ -1029,6 +1148,8 @@ def serve_model(
     if engine == "vllm":
         if key is not None:
             os.environ["VLLM_API_KEY"] = key
+        if not {arg.partition("=")[0] for arg in vllm_args} & {"--host", "--port", "--uds"}:  # the last ones count
+            listen(host, port).close()  # before vLLM loads, which takes a while
         start_vllm(model, served, place, access, num_frames, ["--host", host, "--port", str(port), *vllm_args])
         return
     if num_frames is not None or vllm_args:
@@ -1074,10 +1195,16 @@ def start_vllm(
         )
     if place.device is not None or place.cache is not None:
         raise ValueError("--device and --cache are for --engine local; vLLM has options of its own, after --")
+    if place.vision_tower is not None:
+        raise ValueError("--vision-tower is for --engine local; vLLM takes what `hicom convert SRC DST` writes")
     from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
     from hicom.serve.vllm_http import VLLMSettings
+    from hicom.serve.vllm_plugin import moved_interface, wrong_setting
 
+    problem = wrong_setting() or moved_interface()
+    if problem:
+        raise ValueError(problem)
     folder = find_model(model)
     quiet_transformers()
     processor = HIComProcessor.from_pretrained(folder)
@@ -1088,7 +1215,7 @@ def start_vllm(
     limits = access.requests(most)
     VLLMSettings(media=access.media(), requests=limits).to_environment()
     os.environ["VLLM_MEDIA_CONNECTOR"] = "hicom"
-    video = {"video_backend": "hicom", "num_frames": frames, "size": processor.image_size}
+    video = {"video_backend": "hicom", "num_frames": frames, **processor.reading_options}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", name, "--media-io-kwargs", json.dumps({"video": video})]
     command += ["--mm-processor-kwargs", json.dumps({"max_frames": most})]
@@ -1158,8 +1285,9 @@ def web(
     check_port(port)
     if api_key_file is not None and endpoint is None:
         raise ValueError("--api-key-file is for --endpoint")
-    if endpoint is not None and (place.device or place.dtype or place.cache):
-        raise ValueError("--device, --dtype and --cache are for models of this machine, not for --endpoint")
+    if endpoint is not None and given(place):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given(place))
+        raise ValueError(f"{names} are for models of this machine, not for --endpoint")
     with uncollected(), progress("loading the page"):
         try:
             from hicom.serve.backends import LocalBackend, RemoteBackend
@@ -1309,10 +1437,12 @@ def eval_run(
         endpoint = Endpoint(judge.judge_url, judge.judge_model, num_concurrent=judge.judge_concurrency)
     # What is wrong with any benchmark's files should be said before a model is loaded.
     chosen += read_all_records(records, root)
-    samples = {task.name: choose_samples(task, data_root or Path(), limit) for task in chosen}
+    found = {task.name: choose_samples(task, data_root or Path(), limit) for task in chosen}
+    samples = {name: each.items for name, each in found.items()}
     todo = [(task, samples[task.name], out / task.name) for task in chosen]
     for task in chosen:
         check_videos(task, samples[task.name], allow_missing)
+        tell_bad_records(task.name, found[task.name].bad)
     if devices:
         if part != (0, 1) or place.device is not None:
             raise ValueError("--devices makes a shard of each device; leave --shard and --device out")
@@ -1327,7 +1457,14 @@ def eval_run(
         with locked(out / task.name / "lock"):
             if task.judge is not None and endpoint is not None and is_answered(samples[task.name], out / task.name):
                 problems += judge_answers(task, samples[task.name], out / task.name, endpoint, prompts)
-            facts = write_results(task, samples[task.name], out / task.name, prompts=prompts, judge=judge.judge_model)
+            facts = write_results(
+                task,
+                samples[task.name],
+                out / task.name,
+                bad=found[task.name].bad,
+                prompts=prompts,
+                judge=judge.judge_model,
+            )
         print_table(summary_rows(facts))
         if facts["failed"]:
             first = facts["errors"][0]
@@ -1338,6 +1475,14 @@ def eval_run(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
+
+
+def tell_bad_records(name: str, bad: Sequence[str]) -> None:
+    """Warn of records that are left out of a benchmark, and name the first of them."""
+    if bad:
+        named = "".join(f"\n  {line}" for line in bad[:5])
+        more = f"\n  ... and {len(bad) - 5} more" if len(bad) > 5 else ""
+        print(f"hicom: warning: {name}: {len(bad)} records are bad and left out:{named}{more}", file=sys.stderr)
 
 
 def check_data_folders(
@@ -1679,25 +1824,22 @@ def ask_rows(video: EncodedVideo, question: str, answer: Answer) -> list[Row]:
     ]
 
 
-def checkpoint_facts(folder: Path) -> dict[str, Any]:
-    """Return what there is to say about a checkpoint. The model is built without memory, weights are not read.
+def checkpoint_facts(found: Inspection) -> dict[str, Any]:
+    """Return what there is to say about a checkpoint."""
+    from hicom.model.memory import answering_memory
 
-    Raises:
-        ValueError: the folder is no HICom checkpoint.
-    """
-    from hicom.model.config import HIComConfig
-    from hicom.model.convert import is_official, official_config, weight_files
-    from hicom.model.memory import empty_model
-
-    is_release = is_official(folder)
-    config = official_config(folder) if is_release else HIComConfig.from_pretrained(folder)
-    model = empty_model(config)
+    config, model = found.config, found.model
+    memory = answering_memory(model, found.num_frames, found.dtype.itemsize)
     return {
-        "checkpoint": str(folder),
-        "layout": "official release" if is_release else "transformers",
-        "num_bytes": sum(file.stat().st_size for file in weight_files(folder)),
+        "checkpoint": found.name,
+        "layout": "official release" if found.is_official else "transformers",
+        "num_bytes": found.num_bytes,
+        "dtype": str(found.dtype).removeprefix("torch."),
+        "num_tensors": len(found.headers),
+        "problems": found.problems,
         "parameters": count_parameters(model),
         "towers": part_kinds(config),
+        "tower_folder": found.tower and found.tower.config_folder and str(found.tower.config_folder),
         "compressor": config.compressor,
         "dialect": config.dialect,
         "window": config.window,
@@ -1707,13 +1849,17 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         "image_size": config.image_size,
         "grid_size": config.grid_size,
         "visual_tokens": {str(frames): model.model.token_count(frames) for frames in (8, 16, 32, 64, 128)},
+        "num_frames": found.num_frames,
+        "answering_bytes": memory.total,
     }
 
 
 def checkpoint_rows(facts: Mapping[str, Any]) -> list[Row]:
     """Return the same as rows of a table."""
     rows = [
-        ("checkpoint", f"{facts['checkpoint']}, {facts['layout']} layout, {facts['num_bytes'] / 1e6:,.1f} MB"),
+        ("checkpoint", f"{facts['checkpoint']}, {facts['layout']} layout"),
+        ("weights", f"{facts['num_tensors']:,} tensors, {facts['num_bytes'] / 1e6:,.1f} MB in {facts['dtype']}"),
+        ("check", check_of(facts["problems"])),
         ("parameters", f"{sum(facts['parameters'].values()):,}"),
     ]
     for part, count in facts["parameters"].items():
@@ -1730,4 +1876,21 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> list[Row]:
     else:
         rows.append(("compressor", facts["compressor"]))
     counts = [f"{count:,} for {frames}" for frames, count in facts["visual_tokens"].items()]
-    return [*rows, ("visual tokens", f"{', '.join(counts)} frames")]
+    return [
+        *rows,
+        ("visual tokens", f"{', '.join(counts)} frames"),
+        ("memory to ask", f"about {facts['answering_bytes'] / 1e9:.2f} GB for {facts['num_frames']} frames"),
+    ]
+
+
+def check_of(problems: dict[str, list[str]] | None) -> str:
+    """Return in one line whether the tensors of a checkpoint fit its model."""
+    if problems is None:
+        return "not done: the weights are quantised"
+    if not problems:
+        return "every tensor fits the model, by name and shape"
+    parts = []
+    for kind, names in problems.items():
+        more = f" and {len(names) - MAX_LINES} more" if len(names) > MAX_LINES else ""
+        parts.append(f"{len(names)} {kind}: {', '.join(names[:MAX_LINES])}{more}")
+    return f"it does not load: tensors {'; '.join(parts)}"

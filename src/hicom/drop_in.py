@@ -15,11 +15,12 @@ the features, K width of keys and texts, N visual tokens of a video, C LLM width
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import update_wrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,8 +40,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .model.compressor import mask_repeats, match_windows, normalize
 from .model.dual_encoder import CLIP_NORMALISATION, SIGLIP_NORMALISATION, DualEncoder, Normalisation
-from .model.instruction import extract_instruction, last_user_turn
+from .model.instruction import extract_instruction
 from .model.ops import Window, check_window, choose_window, mean_of_groups, sum_windows, time_plan, token_count
+from .model.turns import UserTurns
 
 FAMILIES = (LlavaOnevisionForConditionalGeneration, LlavaNextVideoForConditionalGeneration)
 DEFAULT_WINDOW: Window = (4, 3, 3)
@@ -93,8 +95,8 @@ def attach(
         share_tower: whether the model's own tower serves the dual encoder too; True where it may not is an error;
             None: if its weights are equal.
         pool_projected: pool what the projector returns and not what it takes.
-        user_turn: regular expression of a user's turn in a prompt, whose first group is what is said; None: those of
-            the usual chat templates.
+        user_turn: regular expression of a user's turn in a prompt, whose first group is what is said; None: turns are
+            found by the chat template of the processor or tokenizer, whichever it is.
 
     Raises:
         ValueError: the model is of another family or already attached, the dual encoder lacks a tower, or settings
@@ -109,6 +111,7 @@ def attach(
         raise ValueError(f"window={window} and max_visual_tokens={max_visual_tokens} both choose the window; give one")
     if logit_scale is not None and not 0 <= logit_scale < float("inf"):
         raise ValueError(f"logit_scale={logit_scale} must be a finite number of at least 0")
+    _check_pattern(user_turn)
     _check_features(model)
     _refuse_second(model.model, "model")
     _refuse_second(processor, "processor")
@@ -159,6 +162,7 @@ class Attachment:
         self._grid = int(config.image_size) // int(config.patch_size)
         self._is_processor = isinstance(processor, ProcessorMixin)
         self._tokenizer: Any = processor.tokenizer if self._is_processor else processor  # type: ignore[union-attr]
+        self._chat_template = processor.chat_template if self._is_processor else None  # type: ignore[union-attr]
         self._normalisation = _normalisation(model, processor)
         self.shares_tower = self._may_share(share_tower)
         has_newline = isinstance(model, LlavaOnevisionForConditionalGeneration)
@@ -174,8 +178,8 @@ class Attachment:
         if self._is_processor:
             self._patches.set(processor, "replace_video_token", self._replace_video_token)
         self._patches.set(core, "get_video_features", self.get_video_features)
-        self._patches.set(core, "forward", self._with_prompts(core.forward))
-        self._patches.set(model, "generate", self._with_prompts(model.generate))
+        self._patches.set(core, "forward", _WithPrompts(core.forward))
+        self._patches.set(model, "generate", _WithPrompts(model.generate))
 
     def __enter__(self) -> Self:
         return self
@@ -354,28 +358,30 @@ class Attachment:
         if prompts.attention_mask is not None and prompts.attention_mask.ndim == 2:
             is_text &= prompts.attention_mask[row].to(ids.device).bool()
         prompt = self._tokenizer.decode(ids[is_text].tolist(), skip_special_tokens=False)
-        return extract_instruction(last_user_turn(prompt, self._user_turn))
+        return extract_instruction(self._last_user_turn(prompt))
+
+    def _last_user_turn(self, prompt: str) -> str:
+        if self._user_turn is not None:
+            turns = [match[1] for match in re.finditer(self._user_turn, prompt, re.DOTALL)]
+            if not turns:
+                raise ValueError(
+                    f"no user turn is found in the prompt {prompt[-200:]!r}: user_turn={self._user_turn!r} does not "
+                    "match it; correct it, or state the instruction: `with attachment.stated(...)`"
+                )
+            return (turns[-1] or "").strip()
+        remedy = (
+            "pass user_turn, a regular expression whose first group is what the user says, or state the instruction: "
+            "`with attachment.stated(...)`"
+        )
+        if not (self._chat_template or self._tokenizer.chat_template):
+            raise ValueError(f"the tokenizer has no chat template to find the user's turn by: set it; {remedy}")
+        return UserTurns.of(self._tokenizer, self._chat_template).last(prompt, remedy)
 
     def _embed(self, instructions: list[str]) -> Tensor:
         """Return `float[V, K]`; equal instructions are embedded once."""
         assert self._encoder is not None
         places = {text: number for number, text in enumerate(dict.fromkeys(instructions))}
         return self._encoder.embed(list(places))[[places[text] for text in instructions]]
-
-    def _with_prompts(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method of the model that tells `get_video_features` which prompts its videos stand in."""
-
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            # `generate` calls its first argument `inputs`, `forward` calls it `input_ids`.
-            ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-            state = _PROMPTS.set(_Prompts(ids, kwargs.get("attention_mask")))
-            try:
-                return method(*args, **kwargs)
-            finally:
-                _PROMPTS.reset(state)
-
-        return call
 
     def _replace_video_token(self, video_inputs: dict[str, Any], video_idx: int = 0, **kwargs: Any) -> str:
         """Return the placeholders of a video; in place of the processor's own method."""
@@ -417,7 +423,7 @@ def pool_windows(
     Returns:
         `float[G, ceil(h / H), ceil(w / W), D]`, the groups G of one video after the other.
     """
-    plan = time_plan(num_frames, window[0]).to(values_FhwD)
+    plan = time_plan(num_frames, window[0]).to(values_FhwD.device, values_FhwD.dtype)
     if keys_FhwK is None or query_VK is None:
         return mean_of_groups(values_FhwD, plan, window)
     # In 16 bit, cosines times a scale of a hundred would be off by half a unit.
@@ -425,6 +431,29 @@ def pool_windows(
     logits = mask_repeats(match_windows(keys, query, plan, window) * logit_scale, plan)
     weights = logits.flatten(3).softmax(-1).view(logits.shape).to(values_FhwD)
     return sum_windows(values_FhwD, weights, plan, window)
+
+
+class _WithPrompts:
+    """A method of a model that tells `get_video_features` which prompts its videos stand in.
+
+    An object and no nested function: a deep copy of the model then gets one that calls the copy.
+
+    Args:
+        method: of the model.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        update_wrapper(self, method)
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # `generate` calls its first argument `inputs`, `forward` calls it `input_ids`.
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        state = _PROMPTS.set(_Prompts(ids, kwargs.get("attention_mask")))
+        try:
+            return self._method(*args, **kwargs)
+        finally:
+            _PROMPTS.reset(state)
 
 
 class _Patches:
@@ -457,6 +486,18 @@ def _refuse_second(owner: Any, what: str) -> None:
     methods = vars(owner).values() if owner is not None else ()
     if any(isinstance(getattr(method, "__self__", None), Attachment) for method in methods):
         raise ValueError(f"the {what} is attached already; call detach() on its attachment first")
+
+
+def _check_pattern(user_turn: str | None) -> None:
+    """Raise ValueError where a regular expression of a user's turn cannot be one."""
+    if user_turn is None:
+        return
+    try:
+        groups = re.compile(user_turn).groups
+    except re.error as error:
+        raise ValueError(f"user_turn={user_turn!r} is no regular expression: {error}") from None
+    if not groups:
+        raise ValueError(f"user_turn={user_turn!r} has no group; put what the user says in brackets: '...(.*?)...'")
 
 
 def _check_features(model: Any) -> None:

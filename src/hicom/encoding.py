@@ -26,6 +26,7 @@ from .data.cache import Entry, FeatureCache, content_digest
 from .data.domain import summarize
 from .data.features import tower_digest
 from .model.compressor import CompressorStream, HybridCompressor
+from .model.generation import check_finite
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures
 from .model.ops import Window
@@ -165,10 +166,15 @@ class LiveVideo:
             raise ValueError(
                 f"{name}: keep_features=False needs the questions that will be asked; pass questions=[...]"
             )
-        if not isinstance(model.model.compressor, HybridCompressor):
+        if not model.model.compressor.has_modes:
             raise ValueError(
                 f"{name}: keep_features=False needs the compressor hicom, which works in chunks; this model has "
                 f"{model.config.compressor}"
+            )
+        if any(parameter.is_meta for parameter in model.model.compressor.parameters()):
+            raise ValueError(
+                f"{name}: keep_features=False needs a compressor in memory; give model.compressor a device in "
+                "device_map, or keep features"
             )
         for question in questions:
             steering = steering_of(model, extract_instruction(question), window)
@@ -204,7 +210,7 @@ class LiveVideo:
         if frames.ndim != 4 or len(frames) == 0:
             raise ValueError(f"{self.name}: push frames as uint8[t, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         # As a file's frames, so that it makes no difference how they come.
-        pixels = self.processor.pixel_values(read_frames(frames, size=self.processor.image_size).frames)
+        pixels = self.processor.pixel_values(read_frames(frames, size=self.processor.reading_size).frames)
         if timestamps_s is None:
             start = self._times[-1] + 1 / self.fps if self._times else 0.0
             timestamps_s = [start + i / self.fps for i in range(len(frames))]
@@ -225,6 +231,7 @@ class LiveVideo:
         device = self.model.device
         with timed(self.timings, "vision encoder", device):
             features = self.model.encode_frames(pixels.to(device))
+            check_finite(features.values, f"features of {self.name}")
         if self._streams:
             with timed(self.timings, "compressor", device):
                 for stream in self._streams.values():
@@ -414,12 +421,9 @@ def cache_key(
         "layer": config.vision_feature_layer,
         "dialect": config.dialect,
         "has_keys": config.is_conditional,
-        "image_size": processor.image_size,
-        "image_mean": processor.image_mean,
-        "image_std": processor.image_std,
         "dtype": str(model.dtype),
         "device": model.device.type,
-    }
+    } | processor.pixels_key
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,14 +14,21 @@ from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from .data.cache import FeatureCache
 from .data.domain import Domain, load_domain
 from .encoding import EncodedVideo, LiveVideo, encode_video, instruction_inputs, steering_of, timed
 from .model.compressor import CompressorOutput
-from .model.convert import is_official, load_official, read_json, tensor_shapes
-from .model.hub import find_model
+from .model.convert import describe_official, is_official, tensor_headers
+from .model.generation import Drafter
+from .model.hub import find_model, read_json
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
 from .model.ops import Window
@@ -65,6 +73,7 @@ class Answer(str):
 class _Prompt:
     """Prompts ready for the LLM, and what they cost."""
 
+    input_ids: Tensor
     inputs_embeds: Tensor
     attention_mask: Tensor
     instructions: list[str]
@@ -96,6 +105,8 @@ class VideoChat:
         self.processor = processor
         self.domain = domain
         self.cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
+        # True, as it is of the release, and nothing that a user could act upon.
+        warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
         if model.generation_config.eos_token_id is None:
             model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         if model.generation_config.pad_token_id is None:
@@ -109,6 +120,10 @@ class VideoChat:
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         cache: FeatureCache | str | Path | None = None,
+        vision_tower: str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a model.
@@ -117,45 +132,34 @@ class VideoChat:
             name: a folder, a hub id, or the name of an embedded model (`hicom-tiny`). Checkpoints in the layout of the
                 official release load directly.
             device: where to compute; None: a GPU if there is one, else the CPU.
-            dtype: precision to compute in; None: as stored on a GPU, float32 on a CPU, where 16 bit is slow.
+            dtype: precision to compute in; None: on a GPU as stored, but bfloat16 where that is float32; float32 on a
+                CPU, where 16 bit is slow.
             cache: where features of video files are kept on disk, or the folder for them; None: nowhere.
-            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`;
-                only for this library's layout.
+            vision_tower: folder or hub id of the dual encoder that a checkpoint of the official release was trained
+                with; None: where the checkpoint says, or who publishes it.
+            revision: branch, tag or commit of a hub id.
+            token: for private and gated models of the hub.
+            cache_dir: folder for downloads; None: the hub's own cache.
+            **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`.
 
         Raises:
-            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them. Or
-                `kwargs` are given for the layout of the official release.
+            ValueError: the folder is no model, lacks files, or its tensors do not fit; the message names them.
         """
-        folder = find_model(name)
-        tensor_shapes(folder)  # what is wrong with the files should be said by name, before anything is loaded
+        folder = find_model(name, revision=revision, token=token, cache_dir=cache_dir)
+        headers = tensor_headers(folder)  # what is wrong with the files is said by name before anything is loaded
         if device is None and "device_map" not in kwargs:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = _precision(dtype)
-        if precision is None and device == "cpu":
-            precision = torch.float32
+        if precision is None:
+            precision = _default_precision(folder, device)
         if is_official(folder):
-            if kwargs:
-                raise ValueError(
-                    f"{name} is in the layout of the official release, which does not load with "
-                    f"{', '.join(sorted(kwargs))}; convert it first: hicom convert {name} DST"
-                )
-            model = load_official(folder, dtype=precision)
-            processor = official_processor(folder, model)
-            if processor is None:
-                raise ValueError(
-                    f"{name}: tokenizers are missing, so no question can be asked; put the LLM's tokenizer into the "
-                    f"folder and the vision tower's folder, with its tokenizer, beside it"
-                )
+            checkpoint = describe_official(
+                name, folder, headers, vision_tower=vision_tower, token=token, cache_dir=cache_dir
+            )
+            model = checkpoint.load(precision, **kwargs)
+            processor = official_processor(checkpoint, model)
         else:
-            if read_json(folder / "config.json").get("model_type") != "hicom":
-                raise ValueError(f"{name}: not a HICom checkpoint (model_type in config.json is not 'hicom')")
-            missing = [
-                f
-                for f in ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
-                if not (folder / f).is_file()
-            ]
-            if missing:
-                raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
+            _check_files(name, folder, vision_tower)
             model = HIComForConditionalGeneration.from_pretrained(folder, dtype=precision or "auto", **kwargs)
             processor = HIComProcessor.from_pretrained(folder)
         if device is not None:
@@ -267,6 +271,12 @@ class VideoChat:
         return f"this video is unlike what the model was trained on ({known}); do not trust its answers"
 
     @overload
+    def ask(self, video: Any, question: str, *, num_return_sequences: int, **kwargs: Any) -> list[Answer]: ...
+    @overload
+    def ask(
+        self, video: Any, question: Sequence[str], *, num_return_sequences: int, **kwargs: Any
+    ) -> list[list[Answer]]: ...
+    @overload
     def ask(self, video: Any, question: str, **kwargs: Any) -> Answer: ...
     @overload
     def ask(self, video: Any, question: Sequence[str], **kwargs: Any) -> list[Answer]: ...
@@ -280,8 +290,10 @@ class VideoChat:
         max_visual_tokens: int | None = None,
         max_new_tokens: int = 256,
         **kwargs: Any,
-    ) -> Answer | list[Answer]:
+    ) -> Any:
         """Answer one question, or many in one batch.
+
+        With `num_return_sequences` above 1 every question has a list of answers.
 
         Args:
             video: an `EncodedVideo`, a `LiveVideo` as it is now, a list of encoded ones (all go into the prompt, in
@@ -291,17 +303,21 @@ class VideoChat:
             window: (T, H, W) of the local branch in place of the model's.
             max_visual_tokens: budget a video that picks the window instead.
             max_new_tokens: longest answer.
-            **kwargs: arguments of `generate`, for example `do_sample=True, temperature=0.7` or `num_beams=3`.
+            **kwargs: arguments of `generate`, for example `do_sample=True, temperature=0.7` or `num_beams=3`. An
+                `assistant_model` is the model itself, a HICom model with the same vision tower, or a language model.
 
         Raises:
-            ValueError: a question is empty, the budget is too small, or the video cannot be read.
+            ValueError: a question is empty, the budget is too small, the video cannot be read, or an argument asks for
+                what an answer does not hold (scores and the like).
         """
         questions = [question] if isinstance(question, str) else list(question)
         conversations = [[{"role": "user", "content": text}] for text in questions]
         videos = [self._encoded(video)] * len(questions)
         instructions = [instruction] * len(questions)
-        answers = self._answer(
-            conversations, videos, instructions, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+        answers = _flat(
+            self._answer(
+                conversations, videos, instructions, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
+            )
         )
         return answers[0] if isinstance(question, str) else answers
 
@@ -315,8 +331,8 @@ class VideoChat:
         window: Window | None = None,
         max_new_tokens: int = 256,
         **kwargs: Any,
-    ) -> list[Answer]:
-        """Answer every question about its own video, all in one batch.
+    ) -> list[Any]:
+        """Answer every question about its own video, all in one batch: an `Answer` each, or a list of them as in `ask`.
 
         Args:
             videos: one for every question, as in `ask`; the same object several times is compressed for each.
@@ -340,7 +356,7 @@ class VideoChat:
             _checked([*turns, {"role": "user", "content": text}]) for turns, text in zip(before, questions, strict=True)
         ]
         rows = [self._encoded(video) for video in videos]
-        return self._answer(conversations, rows, given, window, None, max_new_tokens=max_new_tokens, **kwargs)
+        return _flat(self._answer(conversations, rows, given, window, None, max_new_tokens=max_new_tokens, **kwargs))
 
     def stream(
         self,
@@ -394,7 +410,8 @@ class VideoChat:
             ValueError: the messages do not end with a user turn, or what `ask` raises.
         """
         conversation = _checked(messages)
-        (answer,) = self._answer(
+        self._check_single(kwargs)
+        ((answer,),) = self._answer(
             [conversation],
             [self._encoded_all(videos)],
             [instruction],
@@ -540,16 +557,21 @@ class VideoChat:
         batch = self.processor.apply_chat_template(
             rendered,
             tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
             add_generation_prompt=True,
-            instruction=texts,
             video_num_frames=[video.num_frames for videos in rows for video in videos],
             window=window,
+            compression="unguided",  # as many tokens; the instruction is in those above already
         )
         input_ids = batch["input_ids"].to(device)
         embeddings = model.get_input_embeddings()(input_ids)
         if tokens:
             embeddings = place_tokens(embeddings, input_ids, model.config.video_token_id, tuple(tokens), "video")
         return _Prompt(
+            input_ids,
             embeddings,
             batch["attention_mask"].to(device),
             texts,
@@ -569,14 +591,66 @@ class VideoChat:
         window: Window | None,
         max_visual_tokens: int | None,
         **kwargs: Any,
-    ) -> list[Answer]:
-        prompt = self._prompt(conversations, rows, instructions, window, max_visual_tokens)
+    ) -> list[list[Answer]]:
+        """Return the answers to every conversation, as many as are asked for."""
+        self._check_arguments(kwargs)
+        steering = (conversations, rows, instructions, window, max_visual_tokens)
+        prompt = self._prompt(*steering)
+        self._bring_assistant(kwargs, *steering)
         with timed(prompt.timings, "LLM", self.model.device):
-            ids = self.model.generate(
-                inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **_sampling(kwargs)
+            ids = self._generate(prompt, kwargs)
+        number = len(ids) // len(conversations)
+        return [
+            [self._make_answer(row, prompt, place) for row in found] for place, found in enumerate(ids.split(number))
+        ]
+
+    def _generate(self, prompt: _Prompt, kwargs: dict[str, Any]) -> Tensor:
+        """Return the tokens that the model writes, `int[B, N]`."""
+        model, length = self.model, 0
+        inputs = {"inputs_embeds": prompt.inputs_embeds, "attention_mask": prompt.attention_mask}
+        # Greedy unless asked otherwise, whatever a checkpoint's defaults are: so the release asks its models, whose
+        # `generation_config.json`, Qwen2.5's, samples; the rest of it counts, such as a penalty and several end tokens.
+        settings = {"do_sample": False, "return_dict_in_generate": False} | kwargs
+        if model.is_assisted(settings):
+            # Drafted tokens stand behind those of the prompt, which what looks back at tokens does not see otherwise.
+            inputs["input_ids"], length = prompt.input_ids, prompt.input_ids.shape[1]
+            if model.chosen("no_repeat_ngram_size", settings):
+                raise ValueError("no_repeat_ngram_size does not work with speculative decoding; leave one of them out")
+        penalty = model.chosen("repetition_penalty", settings) or 1.0
+        if penalty != 1.0:
+            penalise = RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=length)
+            given = LogitsProcessorList([*(settings.get("logits_processor") or ()), penalise])
+            settings |= {"repetition_penalty": 1.0, "logits_processor": given}
+        return torch.as_tensor(model.generate(**inputs, **settings))[:, length:]
+
+    def _check_arguments(self, kwargs: Mapping[str, Any]) -> None:
+        """Raise ValueError where arguments ask for more than an answer holds."""
+        names = ("scores", "logits", "attentions", "hidden_states")
+        for name in ("return_dict_in_generate", *(f"output_{each}" for each in names)):
+            if kwargs.get(name):
+                raise ValueError(f"{name}: an answer holds its text and what it cost; for more call model.generate")
+
+    def _check_single(self, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError where several answers are asked for and one is returned."""
+        number = self.model.chosen("num_return_sequences", kwargs)
+        if number is not None and number > 1:
+            raise ValueError(f"num_return_sequences={number}: here one answer is returned; `ask` returns several")
+
+    def _bring_assistant(self, kwargs: dict[str, Any], *steering: Any) -> None:
+        """Have another HICom model that drafts see the videos with its own compressor and language model."""
+        assistant = kwargs.get("assistant_model")
+        if assistant is self.model or not isinstance(assistant, HIComForConditionalGeneration):
+            return
+        if not _same_tower(assistant, self.model):
+            raise ValueError(
+                "the assistant_model has another vision tower than the model, and the video was encoded with the "
+                "model's: call model.generate with the frames, or leave it out"
             )
-        best = ids[:: max(1, len(ids) // len(conversations))]
-        return [self._make_answer(row, prompt, number) for number, row in enumerate(best)]
+        try:
+            drafted = VideoChat(assistant, self.processor)._prompt(*steering)
+        except ValueError as error:
+            raise ValueError(f"the assistant_model does not fit this prompt: {error}") from error
+        kwargs["assistant_model"] = Drafter(assistant, drafted.inputs_embeds)
 
     def _make_answer(self, ids: Tensor, prompt: _Prompt, number: int) -> Answer:
         """Return the answer that generated tokens make, with what it cost."""
@@ -602,9 +676,14 @@ class VideoChat:
         max_visual_tokens: int | None,
         **kwargs: Any,
     ) -> Generator[str, None, Answer]:
+        self._check_single(kwargs)
+        self._check_arguments(kwargs)
+        steering = ([conversation], [videos], [instruction], window, max_visual_tokens)
         with torch.inference_mode():
-            prompt = self._prompt([conversation], [videos], [instruction], window, max_visual_tokens)
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
+            prompt = self._prompt(*steering)
+            self._bring_assistant(kwargs, *steering)
+        # The first tokens that it is given are those of the prompt, or none.
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         closed = Event()
         kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])
 
@@ -612,12 +691,7 @@ class VideoChat:
         def generate() -> Tensor:
             try:
                 with timed(prompt.timings, "LLM", self.model.device):
-                    return self.model.generate(
-                        inputs_embeds=prompt.inputs_embeds,
-                        attention_mask=prompt.attention_mask,
-                        streamer=streamer,
-                        **_sampling(kwargs),
-                    )
+                    return self._generate(prompt, kwargs | {"streamer": streamer})
             except BaseException:
                 streamer.end()  # the caller waits for it, then meets the error in `result`
                 raise
@@ -674,8 +748,9 @@ def writers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="hicom-writer")
 
 
-# Threads do not survive a fork, so that a child needs its own.
-os.register_at_fork(after_in_child=writers.cache_clear)
+# Threads do not survive a fork, so that a child needs its own. Windows has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=writers.cache_clear)
 
 
 class Conversation:
@@ -703,7 +778,8 @@ class Conversation:
         """Answer the next question; arguments as in `VideoChat.ask`. A question that fails leaves no trace."""
         turn = {"role": "user", "content": question}
         messages = [*self.messages, turn]
-        (answer,) = self.chat._answer(
+        self.chat._check_single(kwargs)
+        ((answer,),) = self.chat._answer(
             [messages], [self.videos], [instruction], window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
         )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
@@ -730,6 +806,20 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
+def _check_files(name: str | Path, folder: Path, vision_tower: str | Path | None) -> None:
+    """Raise ValueError where a folder is no model in this library's layout, or lacks files."""
+    if read_json(folder / "config.json").get("model_type") != "hicom":
+        raise ValueError(f"{name}: not a HICom checkpoint (model_type in config.json is not 'hicom')")
+    if vision_tower is not None:
+        raise ValueError(
+            f"vision_tower={str(vision_tower)!r} goes with a checkpoint of the official release; {name} holds its own"
+        )
+    files = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(f"{name}: {', '.join(missing)} missing; save the processor into the model's folder")
+
+
 def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """Return a precision given by itself or by name."""
     if isinstance(dtype, str):
@@ -738,6 +828,17 @@ def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
             raise ValueError(f"dtype={dtype!r} is not a precision of torch; try float32, bfloat16 or float16")
         return found
     return dtype
+
+
+def _default_precision(folder: Path, device: str | None) -> torch.dtype | None:
+    """Return the precision that a model computes in where none is asked for; None: the one that it is stored in."""
+    if device == "cpu":
+        return torch.float32
+    is_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    is_float32 = config.get("dtype", config.get("torch_dtype")) == "float32"
+    # Twice the memory and several times the time, for digits that such a model was not trained to need.
+    return torch.bfloat16 if is_gpu and is_float32 else None
 
 
 def _instruction(conversation: list[dict[str, str]], instruction: str | None) -> str:
@@ -758,6 +859,17 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return conversation
 
 
-def _sampling(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of `generate`; greedy unless asked otherwise, whatever a checkpoint's defaults are."""
-    return {"do_sample": False} | kwargs
+def _flat(answers: list[list[Answer]]) -> list[Any]:
+    """Return one answer a question where there is one, else a list of them."""
+    return [found[0] if len(found) == 1 else found for found in answers]
+
+
+def _same_tower(one: HIComForConditionalGeneration, other: HIComForConditionalGeneration) -> bool:
+    """Whether two models make the same features of a frame."""
+    if one.config.vision_feature_layer != other.config.vision_feature_layer:
+        return False
+    weights, others = (model.model.vision_tower.state_dict() for model in (one, other))
+    return weights.keys() == others.keys() and all(
+        weights[name].shape == others[name].shape and torch.equal(weights[name].to(others[name]), others[name])
+        for name in weights
+    )

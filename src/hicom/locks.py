@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class _Lock(FileLock):
+    """A class of our own: inside of lmms-eval, plain ones of one path are one lock, which two threads may then hold."""
 
 
 @contextmanager
@@ -19,13 +24,16 @@ def locked(path: Path) -> Iterator[None]:
 @contextmanager
 def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold an exclusive lock if no other process does, or wait for it; yield whether it is held."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    lock = _Lock(path, thread_local=False)  # a generator that holds it may be closed by another thread
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -35,10 +43,12 @@ def owned(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    path = out / "lock"
-    with claimed(path, wait=False) as is_mine:
+    # Not in the lock's own file: Windows lets nobody read that, and who asks for a lock may empty it.
+    name = out / "lock.pid"
+    with claimed(out / "lock", wait=False) as is_mine:
         if not is_mine:
-            holder = path.read_text("utf-8").strip()
-            raise ValueError(f"the run folder {out} is in use by process {holder}; stop it, or choose another out")
-        path.write_text(str(os.getpid()), "utf-8")
+            holder = name.read_text("utf-8").strip() if name.is_file() else ""
+            who = f"process {holder}" if holder else "another process"  # one that has only just begun
+            raise ValueError(f"the run folder {out} is in use by {who}; stop it, or choose another out")
+        name.write_text(str(os.getpid()), "utf-8")
         yield

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from .encoding import EncodedVideo
 from .inference import Answer, VideoChat
-from .model.compressor import CompressorOutput, HybridCompressor
+from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
+from .square import Square
 from .video import VideoFrames, read_frames
 
 Floats = NDArray[np.float32]
@@ -193,7 +194,11 @@ def look_at(
     conditional, unconditional = attend(chat, encoded, question, instruction=instruction, window=window)
     if not isinstance(video, VideoFrames):
         video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)
-    frames = pad_to_square(video.frames, chat.processor.image_mean)
+    if chat.processor.image_aspect_ratio == "square":
+        squeezed = Square(size, None)
+        frames = np.stack([squeezed.make(frame) for frame in video.frames])
+    else:
+        frames = pad_to_square(video.frames, chat.processor.image_mean)
     return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional, chat.caution(encoded))
 
 
@@ -230,7 +235,6 @@ def attend(
         )
     if not chat.model.config.is_conditional:
         return None, maps
-    assert isinstance(compressor, HybridCompressor)
     if compressor.global_ is not None and compressor.global_.replaces_tokens:
         return maps, None
     output = chat.model.model.compress(

@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+
+def check_muon() -> None:
+    """Raise where the installed torch has no Muon.
+
+    Raises:
+        ValueError: torch is older than 2.9.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"Muon needs torch 2.9 or newer, and this is {torch.__version__}: update torch, or use AdamW")
 
 
 def muon_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -65,6 +75,9 @@ class MuonAdamW(Optimizer):
     Args:
         groups: parameter groups with `params`, `lr`, `weight_decay` and `muon`.
         betas: AdamW's; Muon's momentum is 0.95, with Nesterov's look ahead.
+
+    Raises:
+        ValueError: torch is older than 2.9 and has no Muon.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.98)) -> None:
@@ -74,7 +87,8 @@ class MuonAdamW(Optimizer):
         # Groups are shared, so that a scheduler that sets rates here sets them there.
         self.parts: list[Optimizer] = []
         if by_muon:
-            self.parts.append(Muon(by_muon, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"))
+            check_muon()
+            self.parts.append(torch.optim.Muon(by_muon, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"))
         if by_adam:
             self.parts.append(AdamW(by_adam, betas=betas, fused=is_fused()))
         self._share()

@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
 
 import av
 import av.error
@@ -35,21 +35,27 @@ from av.audio.stream import AudioStream
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition, Stream
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.WebPImagePlugin import WebPImageFile
 
+from . import pyav
+from .square import Square
+
 Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+T = TypeVar("T")
 Snap: TypeAlias = Literal["exact", "keyframe"]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
 
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Seconds of a part: from, up to, or both.
+_PART = re.compile(r"(?P<path>.+)#t=(?=[\d,])(?P<start_s>\d+(?:\.\d+)?)?(?:,(?P<end_s>\d+(?:\.\d+)?))?", re.DOTALL)
 _MAX_THREADS = 8  # of one call, in total; every decoder holds up to 17 pictures for reference
 _MAX_DECODER_THREADS = 4  # of one decoder; more cost memory and decode frames ahead that nobody asked for
 _SEEK_PACKETS = 256  # reading past fewer packets than this is cheaper than a seek
@@ -131,18 +137,43 @@ class VideoFrames:
     info: VideoInfo
 
 
-def uniform_indices(total: int, num_frames: int) -> list[int]:
+def with_bounds(path: str, start_s: float | None, end_s: float | None) -> str:
+    """Return the path of a part of a video: `clip.mp4#t=5,12`, as media fragments of the W3C have it.
+
+    Raises:
+        VideoError: the bounds are no part of a video.
+    """
+    _Choice(name=path, start_s=start_s, end_s=end_s)
+    first, last = ("" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in (start_s, end_s))
+    if not first and not last:
+        return path
+    return f"{path}#t={first},{last}" if last else f"{path}#t={first}"
+
+
+def split_bounds(source: T) -> tuple[T | Path, dict[str, float]]:
+    """Return the file of a path such as `clip.mp4#t=5,12`, and its bounds as `start_s` and `end_s`.
+
+    All else comes as it is, without bounds; so does the path of a file that is really called so.
+    """
+    found = _PART.fullmatch(str(source)) if isinstance(source, str | os.PathLike) else None
+    if found is None or Path(found[0]).exists():
+        return source, {}
+    return Path(found["path"]), {key: float(found[key]) for key in ("start_s", "end_s") if found[key]}
+
+
+def uniform_indices(total: int, num_frames: int, *, repeat: bool = False) -> list[int]:
     """Return the frames in the middle of `num_frames` equal segments of frames 0 to `total` - 1.
 
     Index i is round((i + 0.5) * (total - 1) / num_frames), halves rounded up, as in the paper's code (computed here in
-    integers). Where there are not more than `num_frames` frames, all of them come once.
+    integers). Where there are not more than `num_frames` frames, all of them come once; with `repeat` the same rule
+    holds, as in the paper's code, so that some come several times.
 
     Raises:
         VideoError: a number is not positive.
     """
     if total < 1 or num_frames < 1:
         raise VideoError(f"uniform_indices({total}, {num_frames}): give two positive numbers")
-    if total <= num_frames:
+    if total <= num_frames and not repeat:
         return list(range(total))
     return [((2 * i + 1) * (total - 1) + num_frames) // (2 * num_frames) for i in range(num_frames)]
 
@@ -157,7 +188,7 @@ def probe(source: Source, *, source_fps: float = 25.0) -> VideoInfo:
     Raises:
         VideoError: the source is not a video that can be read.
     """
-    return _open_clip(source, source_fps).info
+    return _open_clip(split_bounds(source)[0], source_fps).info
 
 
 def read_frames(
@@ -169,28 +200,33 @@ def read_frames(
     start_s: float | None = None,
     end_s: float | None = None,
     max_frames: int | None = None,
-    size: int | None = None,
+    size: int | Square | None = None,
     source_fps: float = 25.0,
     snap: Snap = "exact",
+    repeat: bool = False,
 ) -> VideoFrames:
     """Decode chosen frames. Without `num_frames`, `fps` or `timestamps_s` all frames are read.
 
     Args:
         source: a path or an open binary file of any container that FFmpeg reads, GIF and WebP included, or its bytes; a
             folder of images, read in natural order (frame2 before frame10); a still image; uint8[T, H, W, 3] or
-            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]).
-        num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video.
+            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]). A path may end with `#t=5,12`:
+            seconds 5 to 12 of that file, as `start_s` and `end_s` would say.
+        num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video (`repeat`).
         fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
         timestamps_s: the frames on screen at these times, in this order.
         start_s: choose among the frames on screen from this time on, relative to the first frame.
         end_s: choose among the frames on screen before this time; a time past the end means the end, with a warning.
         max_frames: with `fps` or alone: where there would be more, take this many spread evenly over the same range.
-        size: scale down so that the longer side has at most this many pixels; never up.
+        size: scale down, in the decoder, so that the longer side has at most this many pixels; never up. A `Square`
+            makes a square of every frame instead, from all of its pixels, one frame at a time.
         source_fps: frames per second of sources that have no times: folders, lists, arrays.
         snap: `exact` reads the chosen frames; `keyframe` reads in place of each the key frame nearest to it in time
             (the earlier of two as near), which may lie outside of the bounds, and which several frames may share: it
-            comes once, but with `timestamps_s` as often as asked for. That takes a fraction of the time, and the
-            result's `timestamps_s` say what was read. Of pictures and animated WebP every frame is a key frame.
+            comes once, but with `timestamps_s` or `repeat` as often as asked for. That takes a fraction of the time,
+            and the result's `timestamps_s` say what was read. Of pictures and animated WebP every frame is a key frame.
+        repeat: `num_frames` frames of a shorter video, too: some come several times, with their times, spread evenly.
+            A single picture stays one.
 
     Raises:
         VideoError: the source is not a video that can be read, or the choice makes no sense for it.
@@ -209,12 +245,13 @@ def read_frames(
         end_s=end_s,
         max_frames=max_frames,
         snap=snap,
+        repeat=repeat,
     )
     return reader.read()
 
 
 def open_frames(
-    source: Source | VideoFrames, *, size: int | None = None, source_fps: float = 25.0, **choice: Any
+    source: Source | VideoFrames, *, size: int | Square | None = None, source_fps: float = 25.0, **choice: Any
 ) -> FrameReader:
     """Open a video to read its chosen frames in chunks, for videos whose chosen frames do not fit into memory.
 
@@ -230,12 +267,16 @@ def open_frames(
     if isinstance(source, VideoFrames):
         return FrameReader(_Given(source), None, None)
     name = _name(source)
+    file, bounds = split_bounds(source)
+    if twice := [key for key in bounds if choice.get(key) is not None]:
+        raise VideoError(f"{name}: the path says {' and '.join(twice)} already; give it once")
+    choice |= bounds
     if unknown := set(choice) - {each.name for each in fields(_Choice)}:
         raise VideoError(f"{name}: there is no choice of frames by {', '.join(sorted(unknown))}")
     chosen = _Choice(name=name, **choice)
     if size is not None:
-        _check_count(name, "size", size)
-    return FrameReader(_open_clip(source, source_fps), chosen, size)
+        _check_count(name, "size", size.size if isinstance(size, Square) else size)
+    return FrameReader(_open_clip(file, source_fps), chosen, size)
 
 
 class FrameReader:
@@ -246,7 +287,7 @@ class FrameReader:
         timestamps_s: float64[T], presentation times of the chosen frames.
     """
 
-    def __init__(self, clip: _Clip, choice: _Choice | None, size: int | None) -> None:
+    def __init__(self, clip: _Clip, choice: _Choice | None, size: int | Square | None) -> None:
         self._clip, self._choice, self._size = clip, choice, size
         self._choose()
 
@@ -309,7 +350,7 @@ class _Given:
         self.info, self.times_s = video.info, video.timestamps_s
         self.keys = np.arange(len(self.times_s))
 
-    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         yield from ((index, self._frames[index]) for index in indices)
 
 
@@ -328,6 +369,7 @@ class _Choice:
     end_s: float | None = None
     max_frames: int | None = None
     snap: Snap = "exact"
+    repeat: bool = False
 
     def __post_init__(self) -> None:
         ways = {"num_frames": self.num_frames, "fps": self.fps, "timestamps_s": self.timestamps_s}
@@ -361,15 +403,16 @@ class _Choice:
 
     def indices(self, clip: _Clip) -> list[int]:
         """Return the indices, into the clip's times, of the frames to read, in the order to return them."""
-        chosen = self._exact(clip.times_s, clip.info.duration_s)
+        is_picture = isinstance(clip, _Pictures) and len(clip.times_s) == 1
+        chosen = self._exact(clip.times_s, clip.info.duration_s, self.repeat and not is_picture)
         if self.snap == "exact":
             return chosen
         if len(clip.keys) == 0:
             raise VideoError(f"{self.name}: it has no key frames; leave snap out, or convert it")
         keys = _nearest(clip.times_s, clip.keys, chosen)
-        return keys if self.timestamps_s is not None else sorted(set(keys))
+        return keys if self.timestamps_s is not None or self.repeat else sorted(set(keys))
 
-    def _exact(self, times_s: NDArray[np.float64], duration_s: float) -> list[int]:
+    def _exact(self, times_s: NDArray[np.float64], duration_s: float, repeat: bool) -> list[int]:
         # Containers round times to their clock (Matroska: to 1 ms): a frame counts as on screen half a tick early.
         reached_s = times_s - 0.0005 - 1e-6
         if self.timestamps_s is not None:
@@ -393,8 +436,8 @@ class _Choice:
             ends = np.append(begins[1:], max(end_s - 0.0005 - start_s, 1e-9) * self.fps)
             chosen = chosen[np.maximum(np.ceil(begins), 0) < ends]
         count = self.num_frames or self.max_frames
-        if count is not None and count < len(chosen):
-            chosen = np.arange(first, stop)[uniform_indices(stop - first, count)]
+        if count is not None and (count < len(chosen) or (repeat and self.num_frames is not None)):
+            chosen = np.arange(first, stop)[uniform_indices(stop - first, count, repeat=repeat)]
         return [int(i) for i in chosen]
 
 
@@ -421,11 +464,11 @@ class _Clip(Protocol):
     times_s: NDArray[np.float64]  # ascending, of the frames that can be read, relative to the first frame of the video
     keys: NDArray[np.intp]  # ascending, which of them are key frames
 
-    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         """Yield (index, uint8[H, W, 3]) of all `indices`, which are ascending and do not repeat."""
 
 
-def _read(clip: _Clip, indices: list[int], size: int | None) -> VideoFrames:
+def _read(clip: _Clip, indices: list[int], size: int | Square | None) -> VideoFrames:
     places: dict[int, list[int]] = {}
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
@@ -453,8 +496,8 @@ def _read(clip: _Clip, indices: list[int], size: int | None) -> VideoFrames:
     return VideoFrames(frames, clip.times_s[indices], clip.info)
 
 
-def _fit(width: int, height: int, size: int | None) -> tuple[int, int]:
-    scale = 1.0 if size is None else min(1.0, size / max(width, height))
+def _fit(width: int, height: int, size: int | Square | None) -> tuple[int, int]:
+    scale = 1.0 if size is None or isinstance(size, Square) else min(1.0, size / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -571,18 +614,18 @@ class _Pictures:
             height=height,
         )
 
-    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         for index in indices:
             yield index, self._pixels(index, size)
 
-    def _pixels(self, index: int, size: int | None) -> Pixels:
+    def _pixels(self, index: int, size: int | Square | None) -> Pixels:
         picture = self._pictures[index]
         where = f"{self._name}: frame {index}"
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
                 raise VideoError(f"{where} is {picture.dtype}{list(picture.shape)}; frames must be uint8[H, W, 3]")
             if _fit(picture.shape[1], picture.shape[0], size) == (picture.shape[1], picture.shape[0]):
-                return picture
+                return _squared(picture, size)
             return _image_pixels(Image.fromarray(picture), where, size)
         if isinstance(picture, Image.Image):
             return _image_pixels(picture, where, size)
@@ -616,7 +659,7 @@ class _Animation:
             height=image.height,
         )
 
-    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         for index in indices:
             self._image.seek(index)
             yield index, _image_pixels(self._image, f"{self._name}: frame {index}", size)
@@ -627,7 +670,7 @@ class _Animation:
         return (self._image.info["duration"] or 100) / 1000  # browsers show frames without a duration for 100 ms
 
 
-def _image_pixels(image: Image.Image, where: str, size: int | None) -> Pixels:
+def _image_pixels(image: Image.Image, where: str, size: int | Square | None) -> Pixels:
     """Return uint8[H, W, 3]: upright, on white where it is transparent."""
     try:
         image = ImageOps.exif_transpose(image)
@@ -637,9 +680,14 @@ def _image_pixels(image: Image.Image, where: str, size: int | None) -> Pixels:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
-        return np.asarray(image.resize(_fit(image.width, image.height, size), Image.Resampling.BICUBIC))
+        fitted = image.resize(_fit(image.width, image.height, size), Image.Resampling.BICUBIC)
+        return _squared(np.asarray(fitted), size)
     except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         raise VideoError(f"{where} cannot be decoded: {error}") from error
+
+
+def _squared(frame: Pixels, size: int | Square | None) -> Pixels:
+    return size.make(frame) if isinstance(size, Square) else frame
 
 
 # Videos: PyAV
@@ -716,7 +764,7 @@ class _Video:
         else:
             self._scan()
 
-    def frames(self, indices: list[int], size: int | None) -> Iterator[tuple[int, Pixels]]:
+    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         reformatter = VideoReformatter()
         if self._decoded is not None:
             numbers = {self._decoded[index]: index for index in indices}
@@ -738,7 +786,7 @@ class _Video:
         """Whether most of `indices` lie in groups of pictures of their own, so that few are decoded twice in pieces."""
         return self._decoded is None and 2 * len(self._spans(sorted(set(indices)))) > len(set(indices))
 
-    def read(self, indices: list[int], size: int | None, put: Callable[[int, Pixels], None]) -> None:
+    def read(self, indices: list[int], size: int | Square | None, put: Callable[[int, Pixels], None]) -> None:
         """Give `put` all that `frames` yields, but in any order and from several threads at a time."""
         spans = [] if self._decoded is not None else self._spans(indices)
         num_workers = min(_num_threads(_MAX_THREADS), len(spans)) if self._can_reopen() else 1
@@ -844,7 +892,8 @@ class _Video:
     def _count_declared(self, container: InputContainer, stream: VideoStream) -> int:
         """Return how many packets the header promises, 0 where it does not say."""
         if container.format.name.startswith("mov,"):
-            return len(stream.index_entries)  # unlike `stream.frames` without those that an edit list cuts away
+            indexed = pyav.count_indexed(stream)
+            return self._count_uncut(stream) if indexed is None else indexed
         if container.format.name.startswith("matroska,"):
             tags = [value for key, value in stream.metadata.items() if key.startswith("DURATION")]
             if not tags:
@@ -856,6 +905,14 @@ class _Video:
             return round(declared_s * self._rate) if declared_s - read_s > 0.5 else 0
         return stream.frames
 
+    def _count_uncut(self, stream: VideoStream) -> int:
+        """Return how many packets there should be, where the header counts those that an edit list cuts away, too."""
+        num_packets = len(self._packets)
+        if stream.frames <= num_packets:
+            return num_packets
+        with self._opened(ignore_editlist="1") as (container, uncut):
+            return num_packets + stream.frames - sum(1 for _ in self._demux(container, uncut))
+
     # Decoding
 
     def _can_reopen(self) -> bool:
@@ -863,8 +920,7 @@ class _Video:
         return isinstance(self._file, Path) or type(self._file) is io.BytesIO
 
     @contextmanager
-    def _opened(self, num_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
-        options: dict[str, str] = {}
+    def _opened(self, num_threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         file = self._file
         if not isinstance(file, Path):
             if type(file) is io.BytesIO:
@@ -873,7 +929,7 @@ class _Video:
             # A playlist from who knows where must not open files of this machine.
             options["protocol_whitelist"] = "pipe"
         try:
-            container = av.open(file, mode="r", metadata_errors="replace", options=options)
+            container = pyav.open_input(file, options)
         except (av.error.FFmpegError, OSError) as error:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
@@ -888,9 +944,7 @@ class _Video:
             stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
             if stream.codec_context is None:
                 raise VideoError(f"{self._name}: FFmpeg has no decoder for its video; convert it to h264")
-            for other in container.streams:
-                if other is not stream:
-                    other.discard = Discard.all
+            pyav.read_only(container, stream)
             stream.codec_context.thread_type = ThreadType.FRAME
             stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, num_threads)
             yield container, stream
@@ -961,17 +1015,15 @@ class _Video:
                 yield from self._decode(stream, None)
                 context.flush_buffers()
 
-    def _pixels(self, frame: VideoFrame, size: int | None, reformatter: VideoReformatter) -> Pixels:
+    def _pixels(self, frame: VideoFrame, size: int | Square | None, reformatter: VideoReformatter) -> Pixels:
         is_turned, flip_x, flip_y = self._orientation
         width, height = _fit(self.info.width, self.info.height, size)
         if is_turned:
             width, height = height, width
-        bicubic = Interpolation.BICUBIC
-        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=bicubic, threads=1)
-        pixels = np.asarray(scaled.to_ndarray(), np.uint8)
+        pixels = np.asarray(pyav.scale(frame, width, height, reformatter).to_ndarray(), np.uint8)
         if is_turned:
             pixels = pixels.transpose(1, 0, 2)
-        return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+        return _squared(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1], size)
 
 
 def _num_threads(most: int) -> int:

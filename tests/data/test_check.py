@@ -166,3 +166,40 @@ def test_stats_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.
 def test_wrong_command_lines(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words.split()) == (0 if words == "data" else 2)
     assert message in "".join(capsys.readouterr())
+
+
+def test_parts_of_videos_are_checked_and_counted(
+    tmp_path: Path, processor: HIComProcessor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media.write_video(tmp_path / "a.mp4", 90, fps=30)
+    parts = ["a.mp4#t=1,2", "a.mp4#t=2.5", "a.mp4#t=9,10", "none.mp4#t=1,2"]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(record(part)) + "\n" for part in parts))
+    sources = read_sources([tmp_path / "r.jsonl"])
+    report = check_data(sources, num_frames=4)
+    problems = {Path(each.path).name: each.problem for each in report.bad}
+    assert sorted(problems) == sorted(parts[2:])
+    assert "start_s=9 is not before the end" in problems[parts[2]]
+    assert problems[parts[3]] == MISSING
+    facts, values = data_stats(sources, processor, num_frames=64)
+    assert facts["videos that cannot be read"] == 2
+    assert values["seconds"] == pytest.approx([1.0, 0.5], abs=0.01)
+    # 30 frames of one second are fewer than 64.
+    batch = Collator(processor=processor, num_frames=64)([(0, sources[0][0])])
+    assert values["all tokens"][0] == batch["input_ids"].shape[1]
+    assert len(batch["pixel_values_videos"]) == 30
+
+
+def test_faults_of_records_are_counted_by_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    media.write_video(tmp_path / "good.mp4", 4)
+    bad = [record("good.mp4", f"<video> {'<video>' * number}?") for number in (1, 1, 2)]
+    empty = record("good.mp4") | {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}]}
+    records = [record("good.mp4"), *bad, empty, {"video": "good.mp4"}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    assert cli.main(["data", "check", str(tmp_path / "r.jsonl"), "--skip-list", str(tmp_path / "skip.jsonl")]) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert "3 bad records N <video> placeholders for N video files" in out
+    assert "1 bad records a turn needs `from`" in out
+    # The list is enough to train on the rest.
+    skip = read_skip_list(tmp_path / "skip.jsonl")
+    (source,) = read_sources([tmp_path / "r.jsonl"], skip=skip)
+    assert len(not_skipped(source, skip)) == 1

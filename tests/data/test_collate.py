@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hicom.data.collate import Collator, GroupedSampler, SampleSet
+from hicom.data.collate import Collator, GroupedSampler, SampleSet, fill_parts
 from hicom.data.features import cache_features, read_ahead
 from hicom.data.mixture import everything, read_sources
 from hicom.data.records import Sample, read_records
@@ -15,6 +16,7 @@ from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
 from hicom.train.assemble import assemble
 from hicom.video import VideoError
+from media import write_video
 from toy_training import make_config, make_folder, make_records
 
 
@@ -74,6 +76,8 @@ def test_the_prompt_is_that_of_inference(
             }
         ],
         tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
         add_generation_prompt=True,
         num_frames=4,
         window=(1, 2, 2),
@@ -122,6 +126,30 @@ def test_a_video_shared_by_questions_is_passed_once_and_gives_the_same_loss(
             apart[name] = torch.cat([batch[name].split(4)[video] for video in batch["video_index"]])
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).loss, model(**apart).loss)
+
+
+def test_parts_of_a_video_are_videos_of_their_own(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], tmp_path: Path
+) -> None:
+    """From pixels and from kept features; a file that changes is encoded again for all its parts."""
+    model, processor = parts
+    write_video(tmp_path / "a.mp4", 30, width=32, height=32)
+    sample = read_records(folder / "records.jsonl")[0]
+    samples = [dataclasses.replace(sample, videos=(tmp_path / f"a.mp4{part}",)) for part in ("#t=0.5,0.8", "#t=0,0.3")]
+    plain = Collator(processor=processor, num_frames=4)
+    pixels = plain(list(enumerate(samples)))["pixel_values_videos"]
+    for number, bounds in enumerate(((0.5, 0.8), (0.0, 0.3))):
+        expected = processor.read_video(tmp_path / "a.mp4", num_frames=4, start_s=bounds[0], end_s=bounds[1])
+        assert torch.equal(pixels[4 * number : 4 * number + 4], processor.pixel_values(expected.frames))
+    videos = [video for each in samples for video in each.videos]
+    store = cache_features(model, processor, videos, tmp_path / "cache", num_frames=4)
+    batch = list(enumerate(samples))
+    with torch.no_grad():
+        loss, kept = (model(**each(batch)).loss for each in (plain, dataclasses.replace(plain, store=store)))
+    torch.testing.assert_close(kept, loss, rtol=1e-3, atol=1e-3)
+    assert all(video in store for video in videos)
+    write_video(tmp_path / "a.mp4", 60, width=32, height=32)
+    assert not any(video in store for video in videos)
 
 
 def test_windows_depend_on_the_samples_alone(
@@ -258,3 +286,87 @@ def test_samples_of_a_video_come_together(by_length: bool) -> None:
     # Which four of a video's samples come together changes from epoch to epoch.
     pairs = [{tuple(sorted(x)) for x in itertools.pairwise(o) if videos[x[0]] == videos[x[1]]} for o in (order, again)]
     assert len(pairs[0] & pairs[1]) < 0.8 * len(pairs[0])
+
+
+def parts_of(order: list[int], size: int) -> list[list[int]]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+@pytest.mark.parametrize(("size", "by_length"), [(16, False), (16, True), (8, False), (2, False)])
+def test_turns_of_a_record_come_in_one_part(size: int, by_length: bool) -> None:
+    """How often a video is read in an epoch: at random nearly once a turn, together little more than once."""
+    turns = [record for record in range(400) for _ in range(1 + record % 5)]
+    lengths = [(7919 * i) % 100 for i in range(len(turns))] if by_length else None
+    options = {"videos": turns, "per_video": size, "part": size}
+    sampler = GroupedSampler(lengths, 4 * size, seed=3, **options)  # of four devices
+    order = list(sampler)
+    assert sorted(order) == list(range(len(turns)))
+
+    def reads(order: list[int]) -> int:
+        return sum(len({turns[i] for i in part}) for part in parts_of(order, size))
+
+    least = sum(-(-(1 + record % 5) // size) for record in range(400))
+    at_random = reads(torch.randperm(len(turns), generator=torch.Generator().manual_seed(0)).tolist())
+    assert at_random > (1.8 if size > 2 else 1.6) * least
+    assert reads(order) < {16: 1.06, 8: 1.12, 2: 1.2}[size] * least
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
+@pytest.mark.parametrize(("size", "times"), [(16, 1.125), (8, 1.25), (2, 2.0)])
+def test_how_often_docs_training_says_a_video_of_three_turns_is_read(size: int, times: float) -> None:
+    turns = [record for record in range(640) for _ in range(3)]
+    order = list(GroupedSampler(None, 8 * size, seed=0, videos=turns, per_video=size, part=size))
+    reads = sum(len({turns[i] for i in part}) for part in parts_of(order, size))
+    assert reads / 640 == pytest.approx(times, abs=0.01)
+
+
+def test_a_group_that_must_be_cut_is_cut_at_the_border() -> None:
+    groups = [[0, 1, 2], [3, 4, 5], [6, 7], [8]]
+    assert fill_parts(groups, 4, look=32) == [[0, 1, 2], [8], [3, 4, 5], [6], [7]]
+    assert fill_parts(groups, 4, look=1) == [[0, 1, 2], [3], [4, 5], [6, 7], [8]]
+    assert fill_parts([[0, 1, 2, 3, 4]], 2, look=4) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_video_of_several_turns_is_read_and_encoded_once(
+    folder: Path, parts: tuple[HIComForConditionalGeneration, HIComProcessor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of three turns about one video, one about another: two are decoded, and the loss is that of four."""
+    model, processor = parts
+    records = read_records(folder / "records.jsonl")
+    samples = [records[0], *(dataclasses.replace(records[i], videos=records[0].videos) for i in (1, 2)), records[3]]
+    read: list[str] = []
+    read_video = HIComProcessor.read_video
+
+    def counted(self: HIComProcessor, source: object, **choice: object) -> object:
+        read.append(str(source))
+        return read_video(self, source, **choice)
+
+    monkeypatch.setattr(HIComProcessor, "read_video", counted)
+    collator = Collator(processor=processor, num_frames=4)
+    batch = collator(list(enumerate(samples)))
+    assert [Path(path).name for path in read] == ["0.mp4", "3.mp4"]
+    assert batch["pixel_values_videos"].shape[0] == 8
+    assert batch["video_index"].tolist() == [0, 0, 0, 1]
+    encoded: list[int] = []
+    encode_frames = type(model.model).encode_frames
+    monkeypatch.setattr(
+        type(model.model), "encode_frames", lambda self, x: (encoded.append(len(x)), encode_frames(self, x))[1]
+    )
+    with torch.no_grad():
+        together = model(**batch)
+        assert encoded == [8]
+        alone = [collator([(i, sample)]) for i, sample in enumerate(samples)]
+        counts = [int((each["labels"] != -100).sum()) for each in alone]
+        losses = [float(model(**each).loss) for each in alone]
+    mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert float(together.loss) == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_record_that_is_repeated_is_another_one(folder: Path, tmp_path: Path) -> None:
+    turns = [{"from": who, "value": "yes"} for who in ("human", "gpt", "human", "gpt")]
+    (tmp_path / "turns.json").write_text(json.dumps([{"conversations": turns}, {"conversations": turns[:2]}]))
+    (tmp_path / "mixture.yaml").write_text("datasets:\n  - {path: turns.json, weight: 2}\n  - {path: turns.json}\n")
+    found = SampleSet(read_sources([tmp_path / "mixture.yaml"])).turns()
+    assert found == [(0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 1), (0, 1, 1), (1, 0, 0), (1, 0, 0), (1, 1, 0)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from hicom.data.check import check_data
 from hicom.data.collate import SampleSet
 from hicom.data.mixture import not_skipped, read_mixture, read_skip_list, read_sources
 
@@ -177,3 +178,54 @@ def test_wrong_skip_lists(tmp_path: Path, text: str, message: str) -> None:
         read_skip_list(tmp_path / "skip.jsonl")
     with pytest.raises(ValueError, match="there is no skip list"):
         read_skip_list(tmp_path / "none.jsonl")
+
+
+def test_a_listed_record_that_is_malformed_is_no_error(tmp_path: Path) -> None:
+    """A skip list is enough to train on a file with malformed records; those that it does not name stay errors."""
+    path = write_records(tmp_path / "r.jsonl", "abc")
+    with path.open("a") as file:
+        file.write('{"video": "d.mp4"}\n{"video": "e.mp4"}\n')
+    (tmp_path / "skip.jsonl").write_text('{"file": "r.jsonl", "line": 4}\n{"file": "r.jsonl", "line": 2}\n')
+    skip = read_skip_list(tmp_path / "skip.jsonl")
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 5"):
+        read_sources([path], skip=skip)
+    with (tmp_path / "skip.jsonl").open("a") as file:
+        file.write('{"file": "r.jsonl", "line": 5}\n')
+    skip = read_skip_list(tmp_path / "skip.jsonl")
+    mixture = write_mixture(tmp_path, "datasets: [{path: r.jsonl}]")
+    for sources in (read_sources([path], skip=skip), read_sources([mixture], skip=skip)):
+        assert [error.number for error in sources[0].records.errors] == [4, 5]
+        assert answers(not_skipped(sources[0], skip)) == ["a 0", "c 0"]
+
+
+def test_rows_of_datasets_can_be_listed(tmp_path: Path) -> None:
+    good = {"video": "a.mp4", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    bad = good | {"conversations": good["conversations"][:1]}
+    for folder in ("one", "two"):
+        datasets.Dataset.from_list([good, bad, good]).save_to_disk(str(tmp_path / folder))
+    mixture = write_mixture(tmp_path, "datasets: [{dataset: one}, {dataset: two}]")
+    check_data(read_sources([mixture], on_bad="skip")).write_skip_list(tmp_path / "skip.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "skip.jsonl").read_text().splitlines()]
+    assert [(line["dataset"], line["row"]) for line in lines if "row" in line] == [("one:train", 1), ("two:train", 1)]
+    (tmp_path / "skip.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"dataset": "two:train", "row": 2}] if "row" in line)
+    )
+    skip = read_skip_list(tmp_path / "skip.jsonl")
+    one, two = (not_skipped(source, skip) for source in read_sources([mixture], skip=skip))
+    assert (len(one), len(two)) == (2, 1)
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HICOM_DATA", raising=False)
+    with pytest.raises(ValueError, match=r"entry 1: \$HICOM_DATA/r.jsonl: \$HICOM_DATA is not set"):
+        read_mixture(write_mixture(tmp_path, "datasets: [{path: $HICOM_DATA/r.jsonl}]"))
+
+
+def test_a_listed_file_is_listed_with_all_its_parts(tmp_path: Path) -> None:
+    write_records(tmp_path / "r.jsonl", ["a"])
+    text = (tmp_path / "r.jsonl").read_text()
+    (tmp_path / "r.jsonl").write_text(text + text.replace("a.mp4", "a.mp4#t=1,2") + text.replace("a.mp4", "a.mp4#t=3"))
+    sources = read_sources([tmp_path / "r.jsonl"])
+    for listed, left in (("a.mp4", 0), ("a.mp4#t=1,2", 2)):
+        (tmp_path / "skip.jsonl").write_text(json.dumps({"media": listed}))
+        assert len(not_skipped(sources[0], read_skip_list(tmp_path / "skip.jsonl"))) == left

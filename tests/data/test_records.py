@@ -242,3 +242,41 @@ def test_rows_of_a_table() -> None:
     with pytest.raises(ValueError, match="my/data, row 2: `video` must be a path"):
         RowRecords(rows, Path("media"), "my/data")
     assert len(RowRecords(rows[::-1], Path(), on_bad="skip")[0].videos) == 0
+
+
+def said(role: str, content: object) -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def test_parts_of_videos(tmp_path: Path) -> None:
+    part = {"type": "video", "video": "a.mp4", "video_start": 1.5, "video_end": 4, "fps": None}
+    records: list[object] = [
+        {"video": "a.mp4#t=5,12", "conversations": [turn("human", "<video> What?"), turn("gpt", "A dog.")]},
+        {"messages": [said("user", [part, {"type": "text", "text": "What?"}]), said("assistant", "A dog.")]},
+        {"video": "a.mp4", "conversations": [turn("human", "<video> What?"), turn("gpt", "A dog.")]},
+    ]
+    found = read_records(write(tmp_path / "r.jsonl", records), "media")
+    assert [sample.videos for sample in found] == [
+        (Path("media/a.mp4#t=5,12"),),
+        (Path("media/a.mp4#t=1.5,4"),),
+        (Path("media/a.mp4"),),
+    ]
+    # Parts of one file are videos of their own.
+    assert found.num_groups == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [
+        ({"video_start": 4, "video_end": 1.5}, "start_s=4 is not before end_s=1.5"),
+        ({"video_start": "4"}, "no numbers of seconds"),
+        ({"video_start": True}, "no numbers of seconds"),
+        ({"video": None, "video_start": 1}, "bounds are those of a path"),
+        ({"max_pixels": 3}, "'max_pixels' is no option of a part"),
+    ],
+)
+def test_wrong_options_of_parts(tmp_path: Path, part: dict[str, object], fault: str) -> None:
+    wrong = {"type": "video", "video": "a.mp4"} | part
+    record = {"messages": [said("user", [wrong, {"type": "text", "text": "?"}]), said("assistant", "A.")]}
+    with pytest.raises(ValueError, match=fault):
+        read_records(write(tmp_path / "r.jsonl", [record]))

@@ -34,7 +34,55 @@ OPTIONS = ["a dog", "a black cat", "a cat", "none of these"]
         ("A black cat.", 1),
         ("It shows a black cat on a chair", 1),  # and "a cat" is no part of that
         ("the animal is a dog", 0),
+        # Typography, wrappers and reasoning:
+        ("**B**", 1),
+        ("__B__", 1),
+        ("`B`", 1),
+        ("[B]", 1),
+        ("<B>", 1),
+        ("{B}", 1),
+        ('"B"', 1),
+        ("“B”", 1),
+        ("\uff08\uff22\uff09", 1),  # full width
+        ("**B. a black cat**", 1),
+        ("**Answer:** [B]", 1),
+        ("### Answer\nB", 1),
+        ("The answer is: **(B)**", 1),
+        (r"\boxed{B}", 1),
+        (r"So the final answer is $\boxed{\text{B}}$.", 1),
+        (r"First, (A) is unlikely. \boxed{B}", 1),
+        (r"\boxed{A} or \boxed{B}", None),
+        ("(A) runs, but <answer>B</answer>", 1),
+        ("<think>It may be A or (C).</think>\nB", 1),
+        ("<think>The answer is (C), or", None),
+        # Words around the letter:
+        ("I think it is B", 1),
+        ("It's B.", 1),
+        ("I choose B", 1),
+        ("Ans: B", 1),
+        ("I would go with option C.", 2),
+        ("The correct choice would be B", 1),
+        ("Based on the video, D", 3),
+        ("B is the correct answer.", 1),
+        ("B because it has a tail", 1),
+        ("B - a black cat", 1),
+        ("B\nExplanation: A is not shown", 1),
+        ("Between A and B, the answer is B.", 1),
+        ("(A) a dog (B) a black cat (C) a cat (D) none of these. The answer is (B).", 1),
+        ("C is wrong, so it must be B", 1),
+        ("It is not A, it is B", 1),
+        ("It is not (A) but (B)", 1),
+        ("I think it is A black cat", 1),  # an article: the option's text counts
+        ("Answer: A black cat", 1),
         # Nothing is guessed:
+        ("I don't think it is B", None),
+        ("The answer is not B.", None),
+        ("The answer is A man who runs", None),
+        ("The answer is A and B", None),
+        ("Option A or B", None),
+        ("A\nB", None),
+        ("It could be A or C", None),
+        ("A. a dog\nB. a black cat\nC. a cat\nD. none of these", None),  # the options once more
         ("", None),
         ("A man runs", None),  # an article, not a letter
         ("A and B", None),
@@ -55,6 +103,14 @@ def test_chosen_option(text: str, index: int | None) -> None:
 def test_six_options_have_six_letters() -> None:
     assert chosen_option("F", list("uvwxyz")) == 5
     assert chosen_option("F", list("uvwxy")) is None
+
+
+def test_a_letter_that_is_a_word() -> None:
+    """Beyond eight options `I` is one."""
+    options = [f"thing {number}" for number in range(10)]
+    assert chosen_option("I think it is C", options) == 2
+    assert chosen_option("I do not know", options) is None
+    assert chosen_option("I", options) == 8
 
 
 def test_an_option_that_is_there_twice_cannot_be_told_by_its_text() -> None:

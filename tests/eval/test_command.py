@@ -92,6 +92,22 @@ def test_wrong_input(wrong: list[object], message: str, hicom: Run, model: Path,
     assert message in err
 
 
+def test_bad_records_are_counted(hicom: Run, model: Path, options: list[object], tmp_path: Path) -> None:
+    path = tmp_path / "data" / "MLVU" / "json" / "4_count.json"
+    rows = json.loads(path.read_text("utf-8"))
+    layouts.write_json(path, [rows[0] | {"answer": "7"}, *rows[1:]])
+    code, out, err = hicom(model, "--tasks", "mlvu_dev", *options)
+    assert code == 0, err
+    assert "hicom: warning: mlvu_dev: 1 records are bad and left out:" in err
+    assert "4_count.json: record 1: the answer '7' is 0 of the options" in err
+    assert "13 of 13 answered" in out
+    assert "1 bad records" in out
+    facts = json.loads((tmp_path / "out" / "mlvu_dev" / "results.json").read_text("utf-8"))
+    assert facts["bad_records"] == 1
+    assert "record 1" in facts["bad_record_examples"][0]
+    assert "1 bad records" in (tmp_path / "out" / "results.md").read_text("utf-8")
+
+
 def test_missing_videos(hicom: Run, model: Path, options: list[object], tmp_path: Path) -> None:
     (tmp_path / "data" / "MLVU" / "video" / "4_count" / "count_1.mp4").unlink()
     code, _, err = hicom(model, "--tasks", "mlvu_dev", *options)

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answered(name: str, model: Path, tmp_path: Path) -> tuple[list[Sample], Path]:
     layouts.WRITERS[name](tmp_path / "data")
-    samples = choose_samples(TASKS[name], tmp_path / "data", None)
+    samples = choose_samples(TASKS[name], tmp_path / "data", None).items
     out = tmp_path / "out" / name
     chat = VideoChat.from_pretrained(model, device="cpu")
     options = RunOptions(num_frames=4, max_new_tokens=3)

@@ -39,7 +39,7 @@ def run(
     **more: Any,
 ) -> dict[str, Any]:
     task = TASKS[name]
-    samples = choose_samples(task, root, options.limit)
+    samples = choose_samples(task, root, options.limit).items
     answer_samples(chat, task, samples, out / name, options, model=str(model), **more)
     return write_results(task, samples, out / name)
 
@@ -57,6 +57,7 @@ def test_a_run_is_complete(chat: VideoChat, model: Path, root: Path, tmp_path: P
     assert (
         facts["unparsable"] + sum(line["prediction"] is not None for line in lines_of(tmp_path / "out").values()) == 9
     )
+    assert facts["cut"] == sum(line["is_cut"] for line in lines_of(tmp_path / "out").values()) > 0  # of 3 tokens
     assert facts["chance"] == 25
     assert facts["scores"]["accuracy"]["clusters"] == 3
     assert set(facts["groups"]["duration"]["accuracy"]) == {"short", "medium"}
@@ -69,7 +70,7 @@ def test_a_run_is_complete(chat: VideoChat, model: Path, root: Path, tmp_path: P
 def test_answers_are_those_of_the_model_asked_alone(chat: VideoChat, model: Path, root: Path, tmp_path: Path) -> None:
     run(chat, model, root, tmp_path / "out")
     task = TASKS["videomme"]
-    for sample in choose_samples(task, root, None):
+    for sample in choose_samples(task, root, None).items:
         line = lines_of(tmp_path / "out")[sample.id]
         video = chat.encode(sample.video, num_frames=4)
         alone = chat.ask(video, task.prompt(sample, []), instruction=sample.question, max_new_tokens=3)
@@ -85,7 +86,7 @@ def test_subtitles_are_those_of_the_frames(chat: VideoChat, model: Path, root: P
     assert lines["001-0"]["prompt"].startswith(
         "This video's subtitles are listed below:\nHello there, you.\nBye.\nSelect the best answer"
     )
-    assert lines["000-0"]["prompt"].startswith("Select the best answer")
+    assert lines["000-0"]["prompt"].startswith("This video's subtitles are listed below:\n\nSelect the best answer")
 
 
 def test_bounds_and_folders_of_frames(chat: VideoChat, model: Path, root: Path, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def slowly(*args, **kwargs):
 
 chat.encode = slowly
 task = TASKS["mvbench"]
-samples = choose_samples(task, Path(root), None)
+samples = choose_samples(task, Path(root), None).items
 options = RunOptions(num_frames=4, batch_size=2, max_new_tokens=3)
 answer_samples(chat, task, samples, Path(out) / "mvbench", options, model=model)
 """
@@ -181,7 +182,7 @@ def test_a_killed_process_loses_nothing(chat: VideoChat, model: Path, root: Path
 def test_devices_share_the_samples(chat: VideoChat, model: Path, root: Path, tmp_path: Path) -> None:
     whole = run(chat, model, root, tmp_path / "whole")
     task = TASKS["videomme"]
-    samples = choose_samples(task, root, None)
+    samples = choose_samples(task, root, None).items
     out = tmp_path / "out" / "videomme"
     answer_on_devices(["cpu", "cpu"], {}, [(task, samples, out)], OPTIONS, model=str(model))
     assert len(list(out.glob("samples-*-of-2.jsonl"))) == 2
@@ -247,7 +248,7 @@ def test_a_budget_picks_the_window_of_each_video(chat: VideoChat, model: Path, r
 
 
 def test_a_limit_spreads_over_the_benchmark(root: Path) -> None:
-    samples = choose_samples(TASKS["mvbench"], root, 20)
+    samples = choose_samples(TASKS["mvbench"], root, 20).items
     assert len({sample.groups["task"] for sample in samples}) == 20
 
 

@@ -314,7 +314,11 @@ def test_smollm2_from_its_package(parts: Path, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     chat = VideoChat.from_pretrained(tmp_path, dtype="float32")
     prompt = chat.processor.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, tokenize=True
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     out = chat.model.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in chat.processor.tokenizer.decode(out[0], skip_special_tokens=True)

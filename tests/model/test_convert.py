@@ -18,8 +18,9 @@ from transformers import AutoModelForImageTextToText
 
 import hicom
 import tiny
-from hicom.model.convert import convert_official, infer_siglip, load_official, parse_projector_type, tensor_shapes
+from hicom.model.convert import convert_official, load_official, parse_projector_type, tensor_shapes
 from hicom.model.modeling import HIComForConditionalGeneration
+from hicom.model.tower import Tower, infer_siglip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = sorted(path.parent for path in GOLDEN.rglob("golden.safetensors"))
@@ -181,7 +182,7 @@ def test_published_sizes_are_inferred() -> None:
     for prefix in (vision, text):
         shapes |= {f"{prefix}encoder.layers.{i}.mlp.fc1.weight": (4304, 1152) for i in range(27)}
     with pytest.warns(UserWarning, match="image 384, patch 14, 16 vision heads, 16 text heads, text length 64"):
-        vision_config, text_config = infer_siglip("google/siglip-so400m-patch14-384", shapes)
+        vision_config, text_config = infer_siglip(Tower("siglip-so400m-patch14-384", None, None, ()), shapes)
     assert (vision_config.num_hidden_layers, vision_config.image_size, vision_config.intermediate_size) == (
         27,
         384,

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from transformers import AutoTokenizer
 
 import hub
-import siglip_tokenizer
 import tiny
 from hicom.inference import VideoChat
 from hicom.model.hub import SETTINGS_FILES, embedded_models, find_model
@@ -117,12 +115,3 @@ def test_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"adapter \(LoRA\).*hicom convert merge BASE"):
         VideoChat.from_pretrained(tmp_path)
-
-
-def test_tokenizer_of_siglip_is_a_real_one(tmp_path: Path) -> None:
-    """The files of the published SigLIP make `SiglipTokenizer`, which lower-cases and drops punctuation."""
-    tokenizer = AutoTokenizer.from_pretrained(siglip_tokenizer.save(tmp_path))
-    assert type(tokenizer).__name__ == "SiglipTokenizer"
-    ids = [tokenizer(text)["input_ids"] for text in ("What color is the Circle?", "what color is the circle")]
-    assert ids[0] == ids[1]
-    assert ids[0][-1] == tokenizer.pad_token_id == 1

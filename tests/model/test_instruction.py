@@ -5,7 +5,7 @@ import re
 import pytest
 
 import hicom.model.instruction as module
-from hicom.model.instruction import answer_options, extract_instruction, last_user_turn
+from hicom.model.instruction import answer_options, extract_instruction, join_parts
 
 QUESTION = "What does the man in the red shirt do after he opens the door?"
 LETTERS = "A. He sits down.\nB. He leaves.\nC. He waves.\nD. He sleeps."
@@ -60,6 +60,9 @@ REAL_PHRASINGS = {
     "cue": f"{QUESTION}\nAnswer:",
     "cue without colon": f"{QUESTION}\nThe best answer is",
     "cue with bracket": f"{QUESTION}\nBest option: (",
+    "VideoChat2-IT, categories": f"{QUESTION}\nPick the relevant category from the list of options. Options:\n"
+    "running\nsitting\neating\nOnly give the best option.",
+    "choices in a line": f"{QUESTION} Choices: running, sitting, eating.",
     "options first": f"{LETTERS}\n{QUESTION}\nOnly give the best option.",
 }
 # How VideoChat2-IT asks for a class of action, before "Options:".
@@ -103,6 +106,20 @@ def test_questions_that_resemble_remarks_stay(text: str) -> None:
     assert extract_instruction(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What?\nOptions:\n- running\n- sitting", "What?"),
+        ("Options:\nrunning\nsitting\nWhat?", "running sitting What?"),
+        # A question among or behind them counts more.
+        ("He has two. Choices: which one does he take?", "He has two. which one does he take?"),
+        ("Look at him. Options:\nrunning\nsitting\nWhat does he do?", "Look at him. running sitting What does he do?"),
+    ],
+)
+def test_options_without_letters(text: str, expected: str) -> None:
+    assert extract_instruction(text) == expected
+
+
 def test_question_prefix_is_removed_as_a_prefix() -> None:
     """The release strips the characters of 'Question: ' instead, and eats the start of this one."""
     assert extract_instruction("Question: questions remain, on what?") == "questions remain, on what?"
@@ -130,7 +147,7 @@ def test_options_of_real_phrasings(text: str) -> None:
 
 def test_phrasings_with_options_are_among_them() -> None:
     numbers = [len(answer_options(text)) for text in REAL_PHRASINGS.values()]
-    assert {number: numbers.count(number) for number in set(numbers)} == {0: 16, 2: 2, 3: 7, 4: 6, 5: 1}
+    assert {number: numbers.count(number) for number in set(numbers)} == {0: 18, 2: 2, 3: 7, 4: 6, 5: 1}
 
 
 @pytest.mark.parametrize("text", UNTOUCHED)
@@ -166,7 +183,7 @@ def test_options_by_hand(text: str, options: tuple[str, ...]) -> None:
 RECOGNISERS = [("_OPTIONS", index) for index in range(len(module._OPTIONS))] + [
     ("_REMARKS", index) for index in range(len(module._REMARKS))
 ]
-RECOGNISERS += [(name, None) for name in ("_TIMES", "_SUBTITLES", "_OPEN_BRACKET", "_QUESTION")]
+RECOGNISERS += [(name, None) for name in ("_TIMES", "_SUBTITLES", "_OPEN_BRACKET", "_QUESTION", "_LIST")]
 
 
 @pytest.mark.parametrize(("name", "index"), RECOGNISERS)
@@ -179,25 +196,5 @@ def test_every_recogniser_is_needed(name: str, index: int | None, monkeypatch: p
     assert any(extract_instruction(text) != QUESTION for text in (*REAL_PHRASINGS.values(), *categories))
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n"
-        "<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_start|> user What is it? <|im_end|>",
-        "<|start_header_id|>user<|end_header_id|>\n\nWhat is it?<|eot_id|><|start_header_id|>assistant",
-        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWhat is it? [/INST]",
-        "[INST] One? [/INST] Yes. [INST] What is it? [/INST]",
-        "A chat. USER: One? ASSISTANT: Yes.</s>USER: \nWhat is it? ASSISTANT:",
-        "USER: What is it?",
-    ],
-)
-def test_last_user_turn(prompt: str) -> None:
-    assert last_user_turn(prompt) == "What is it?"
-
-
-def test_a_turn_of_another_template() -> None:
-    prompt = "<human>One?<bot>Yes.<human>What is it?<bot>"
-    with pytest.raises(ValueError, match=r"no user turn is found in the prompt '<human>One\?.* pass user_turn"):
-        last_user_turn(prompt)
-    assert last_user_turn(prompt, r"<human>(.*?)<bot>") == "What is it?"
+def test_parts_stand_on_lines_of_their_own() -> None:
+    assert join_parts(["<video>", "what", "happens?"]) == "<video>\nwhat\nhappens?"

@@ -36,7 +36,7 @@ def batch(model: HIComForConditionalGeneration, **kwargs):
         chat("what is red ?"),
     ]
     videos = [frames(4, 1), frames(5, 2), frames(3, 3)]
-    return tiny.processor(model.config, num_frames=8)(texts, videos=videos, **kwargs)
+    return tiny.processor(model.config, num_frames=8)(text=texts, videos=videos, **tiny.TENSORS, **kwargs)
 
 
 @pytest.mark.parametrize(("tower", "language"), PAIRS)
@@ -60,9 +60,13 @@ def test_batch_equals_one_by_one(tower: str) -> None:
     together = model(**inputs).logits[:, -1]
     processor = tiny.processor(model.config, num_frames=8)
     alone = [
-        processor(chat("<video>\nwhich object moves left ?"), videos=[frames(4, 1)]),
-        processor(chat("<video>\n<video>\nis there a dog in the first video ?"), videos=[frames(5, 2), frames(3, 3)]),
-        processor(chat("what is red ?")),
+        processor(text=chat("<video>\nwhich object moves left ?"), videos=[frames(4, 1)], **tiny.TENSORS),
+        processor(
+            text=chat("<video>\n<video>\nis there a dog in the first video ?"),
+            videos=[frames(5, 2), frames(3, 3)],
+            **tiny.TENSORS,
+        ),
+        processor(text=chat("what is red ?"), **tiny.TENSORS),
     ]
     for row, single in zip(together, alone, strict=True):
         torch.testing.assert_close(row, model(**single).logits[0, -1], rtol=1e-4, atol=1e-5)
@@ -94,7 +98,7 @@ def test_a_video_placed_twice_is_encoded_once(compressor: str) -> None:
     model = tiny.model(**fields)
     texts = [chat(f"<video>\n{text}") for text in ("which object moves left ?", "is there a dog ?", "what is red ?")]
     first, second = frames(4, 1), frames(5, 2)
-    apart = dict(tiny.processor(model.config, num_frames=8)(texts, videos=[first, first, second]))
+    apart = dict(tiny.processor(model.config, num_frames=8)(text=texts, videos=[first, first, second], **tiny.TENSORS))
     assert apart["video_num_frames"].tolist() == [4, 4, 5]
     together = apart | {
         "pixel_values_videos": apart["pixel_values_videos"][4:],
@@ -136,7 +140,7 @@ def test_nothing_deprecated_is_used(use_cache: bool, monkeypatch: pytest.MonkeyP
 def test_beams_score_at_least_greedy() -> None:
     """Two beams over a prompt with a video: their sequence is at least as likely as the greedy one."""
     model = tiny.model()
-    inputs = tiny.processor(model.config)(chat("<video>\nwhat moves left ?"), videos=[frames(4)])
+    inputs = tiny.processor(model.config)(text=chat("<video>\nwhat moves left ?"), videos=[frames(4)], **tiny.TENSORS)
     length = inputs["input_ids"].shape[1]
 
     def score(ids: torch.Tensor) -> float:
@@ -156,8 +160,8 @@ def test_instruction_changes_visual_tokens_and_answer_logits() -> None:
     model = tiny.model()
     processor = tiny.processor(model.config)
     prompt = chat("<video>\nwhich object moves left ?")
-    one = model(**processor(prompt, videos=[frames(4)])).logits
-    other = model(**processor(prompt, videos=[frames(4)], instruction="is there a cat")).logits
+    one = model(**processor(text=prompt, videos=[frames(4)], **tiny.TENSORS)).logits
+    other = model(**processor(text=prompt, videos=[frames(4)], instruction="is there a cat", **tiny.TENSORS)).logits
     assert (one - other).abs().max() > 1e-3
 
 
@@ -165,7 +169,8 @@ def test_images_and_videos_in_one_prompt() -> None:
     model = tiny.model()
     processor = tiny.processor(model.config)
     inputs = processor(
-        [chat("<image>\n<video>\nis the dog in the image ?"), chat("<image>\nwhat is red ?")],
+        text=[chat("<image>\n<video>\nis the dog in the image ?"), chat("<image>\nwhat is red ?")],
+        **tiny.TENSORS,
         images=[frames(1, 5)[0], frames(1, 6)[0]],
         videos=[frames(4)],
     )
@@ -259,10 +264,13 @@ def test_save_and_load(tower: str, language: str, tmp_path) -> None:
         assert torch.equal(parameter, loaded.get_parameter(name)), name
     reloaded = AutoProcessor.from_pretrained(tmp_path)
     texts = [chat("<video>\nwhich object moves left ?")]
-    again = reloaded(texts, videos=[frames(4, 1)])
+    again = reloaded(text=texts, videos=[frames(4, 1)], **tiny.TENSORS)
     torch.testing.assert_close(model(**again).logits, loaded(**again).logits)
     torch.testing.assert_close(loaded(**inputs).logits, expected)
-    assert again["input_ids"].tolist() == processor(texts, videos=[frames(4, 1)])["input_ids"].tolist()
+    assert (
+        again["input_ids"].tolist()
+        == processor(text=texts, videos=[frames(4, 1)], **tiny.TENSORS)["input_ids"].tolist()
+    )
 
 
 def test_base_model_loads_from_the_same_folder(tmp_path) -> None:

@@ -549,7 +549,7 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Any) -> None:
     assert compressor.needs_instruction == model.config.is_conditional == (not options)
     processor = tiny.processor(model.config)
     frames = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
-    inputs = processor("<video>\nwhich object moves left ?", videos=[frames])
+    inputs = processor(text="<video>\nwhich object moves left ?", videos=[frames], return_tensors="pt")
     assert int((inputs["input_ids"] == model.config.video_token_id).sum()) == model.model.token_count(4)
     expected = model(**inputs).logits
     model.save_pretrained(tmp_path)
@@ -557,7 +557,8 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Any) -> None:
     loaded = HIComForConditionalGeneration.from_pretrained(tmp_path)
     assert (loaded.config.num_pointers, loaded.config.num_word_pointers) == (3, 2)
     torch.testing.assert_close(loaded(**inputs).logits, expected)
-    again = type(processor).from_pretrained(tmp_path)("<video>\nwhich object moves left ?", videos=[frames])
+    reloaded = type(processor).from_pretrained(tmp_path)
+    again = reloaded(text="<video>\nwhich object moves left ?", videos=[frames], return_tensors="pt")
     assert torch.equal(again["input_ids"], inputs["input_ids"])
 
 

@@ -23,12 +23,12 @@ def frames(number: int, height: int = 20, width: int = 20) -> np.ndarray:
 
 def test_placeholders_are_expanded_by_token_count(processor: HIComProcessor) -> None:
     for number, window in ((1, None), (4, None), (7, (3, 2, 4)), (9, (1, 1, 1))):
-        inputs = processor("<video> what ?", videos=[frames(number)], window=window, num_frames=9)
+        inputs = processor(text="<video> what ?", videos=[frames(number)], window=window, num_frames=9, **tiny.TENSORS)
         assert int((inputs["input_ids"] == processor.video_token_id).sum()) == processor.token_count(number, window)
 
 
 def test_left_padding(processor: HIComProcessor) -> None:
-    inputs = processor(["what is red ?", "what ?"])
+    inputs = processor(text=["what is red ?", "what ?"], **tiny.TENSORS)
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     assert inputs["input_ids"][1, :2].tolist() == [0, 0]
 
@@ -56,7 +56,7 @@ def test_instruction_of_each_prompt_steers_its_own_videos(processor: HIComProces
         "<|im_start|>user\nis there a dog ?<|im_end|>\n<|im_start|>assistant\n",
         "<|im_start|>user\n<video><video>\nhow many ?<|im_end|>\n",
     ]
-    inputs = processor(prompts, videos=[frames(2), frames(3), frames(2)])
+    inputs = processor(text=prompts, videos=[frames(2), frames(3), frames(2)], **tiny.TENSORS)
     texts = processor.instruction_tokenizer.batch_decode(inputs["instruction_input_ids"], skip_special_tokens=True)
     assert [text.strip() for text in texts] == ["is there a dog ?", "how many ?", "how many ?"]
     assert inputs["instruction_input_ids"].shape == (3, 12)
@@ -65,13 +65,13 @@ def test_instruction_of_each_prompt_steers_its_own_videos(processor: HIComProces
 
 def test_clip_takes_a_mask() -> None:
     processor = tiny.processor(tiny.config("clip"))
-    inputs = processor("<video> what ?", videos=[frames(2)])
+    inputs = processor(text="<video> what ?", videos=[frames(2)], **tiny.TENSORS)
     assert inputs["instruction_attention_mask"].sum() == 2
 
 
 def test_long_instruction_is_cut_with_a_warning(processor: HIComProcessor) -> None:
     with pytest.warns(InstructionWarning, match="20 tokens, the instruction encoder takes 12"):
-        inputs = processor("<video> what ?", videos=[frames(2)], instruction="dog " * 20)
+        inputs = processor(text="<video> what ?", videos=[frames(2)], instruction="dog " * 20, **tiny.TENSORS)
     assert inputs["instruction_input_ids"].shape == (1, 12)
 
 
@@ -83,7 +83,7 @@ def test_labels_cover_the_last_answer_and_its_end(processor: HIComProcessor) -> 
         {"role": "assistant", "content": "no"},
     ]
     inputs = processor.apply_chat_template(
-        [turns, turns[:2]], tokenize=True, return_labels=True, video_num_frames=[3, 4]
+        [turns, turns[:2]], tokenize=True, return_dict=True, return_labels=True, video_num_frames=[3, 4], **tiny.TENSORS
     )
     decoded = [processor.tokenizer.decode(row[row != -100]).replace(" ", "") for row in inputs["labels"]]
     assert decoded == ["no<|im_end|>", "adog<|im_end|>"]
@@ -98,14 +98,14 @@ def test_labels_need_an_answer(processor: HIComProcessor) -> None:
 
 def test_media_and_placeholders_must_agree(processor: HIComProcessor) -> None:
     with pytest.raises(ValueError, match="2 video placeholders, but 1 videos"):
-        processor("<video><video> what ?", videos=[frames(2)])
+        processor(text="<video><video> what ?", videos=[frames(2)], **tiny.TENSORS)
     with pytest.raises(ValueError, match="0 image placeholders, but 1 images"):
-        processor("what ?", images=[frames(1)[0]])
+        processor(text="what ?", images=[frames(1)[0]], **tiny.TENSORS)
 
 
 def test_unknown_arguments_are_errors(processor: HIComProcessor) -> None:
     with pytest.raises(ValueError, match="instructions"):
-        processor("what ?", instructions="what ?")
+        processor(text="what ?", instructions="what ?", **tiny.TENSORS)
 
 
 def test_malformed_message(processor: HIComProcessor) -> None:
@@ -121,6 +121,6 @@ def test_save_and_load(processor: HIComProcessor, tmp_path) -> None:
     assert loaded.image_mean == [0.1, 0.2, 0.3]
     assert loaded.window == custom.window
     assert loaded.chat_template == custom.chat_template
-    a, b = (p("<video> what ?", videos=[frames(9)]) for p in (custom, loaded))
+    a, b = (p(text="<video> what ?", videos=[frames(9)], **tiny.TENSORS) for p in (custom, loaded))
     for name in a:
         assert torch.equal(a[name], b[name]), name

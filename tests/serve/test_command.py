@@ -101,12 +101,23 @@ def test_an_empty_key_is_no_key(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "it is empty" in capfd.readouterr().err
 
 
+def test_an_empty_key_of_the_environment(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Or whoever forgets to set a variable serves without a key and does not know."""
+    monkeypatch.setenv("HICOM_API_KEY", "")
+    for engine in ("local", "vllm"):
+        assert cli.main(["serve", "--engine", engine]) == 2
+        assert "HICOM_API_KEY is empty" in capfd.readouterr().err
+
+
 def test_a_port_in_use_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert cli.main(["serve", "--engine", "local", "--device", "cpu", "--port", str(taken.getsockname()[1])]) == 2
-    assert "in use" in capfd.readouterr().err
+        assert "in use" in capfd.readouterr().err
+        # vLLM would find out after it has loaded.
+        assert cli.main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+        assert "hicom: error: cannot listen at 127.0.0.1" in capfd.readouterr().err
 
 
 def test_without_vllm_the_way_to_get_it_is_told(

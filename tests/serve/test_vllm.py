@@ -194,6 +194,107 @@ def test_frames_are_those_of_training() -> None:
     assert len(loader.load_bytes(DEMO.read_bytes(), fps=2, max_frames=3)[0]) == 3
 
 
+def test_what_vllm_measures_memory_with(processor: Any) -> None:
+    """The longest videos, and a prompt that has no question."""
+    found = processor.get_dummy_mm_inputs({"video": 2, "image": 1})
+    library = processor.info.processor
+    tokens = found["prompt_token_ids"]
+    assert tokens.count(library.video_token_id) == 2 * library.token_count(processor.info.max_frames)
+    assert tokens.count(library.image_token_id) == library.token_count(1)
+
+
+MIXED = [
+    ["video", "image", "video", "What color is the circle?"],
+    ["What color", "video"],
+    ["What color", "image", "is the circle?", "video", "Say it."],
+    ["What color is the circle?", "Say it."],
+    ["video"],
+]
+
+
+@pytest.mark.parametrize("parts", MIXED, ids=" ".join)
+def test_parts_of_a_message_stand_as_in_the_library(
+    parts: list[str], processor: Any, chat: VideoChat, frames: np.ndarray
+) -> None:
+    from vllm.renderers.chat_utils import parse_chat_messages
+
+    picture = base64.b64encode(jpeg(frames[0])).decode()
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    for part in parts:
+        if part in ("video", "image"):
+            url = f"data:{'video/jpeg' if part == 'video' else 'image/jpeg'};base64,{picture}"
+            ours.append({"type": part})
+            theirs.append({"type": f"{part}_url", f"{part}_url": {"url": url}})
+        else:
+            ours.append({"type": "text", "text": part})
+            theirs.append({"type": "text", "text": part})
+    messages: Any = [{"role": "user", "content": theirs}]
+    conversation, _, _ = parse_chat_messages(messages, processor.info.ctx.model_config, "string")
+    tokenizer, template = processor.info.get_tokenizer(), chat.processor.chat_template
+    assert tokenizer.apply_chat_template(
+        conversation, chat_template=template, tokenize=False
+    ) == chat.processor.apply_chat_template([{"role": "user", "content": ours}])
+
+
+SHADOW = """
+import sys
+from transformers import AutoConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
+
+load_general_plugins()
+hicom, other = sys.argv[1:]
+print("other:", EngineArgs(model=other, dtype="float32", skip_tokenizer_init=True).create_model_config().architectures)
+try:
+    EngineArgs(model=hicom, dtype="float32").create_model_config()
+except Exception as error:
+    print("hicom:", error)
+"""
+
+
+def test_a_moved_interface_concerns_our_models_alone(tmp_path: Path) -> None:
+    """The installed vLLM, with one name taken away."""
+    import vllm
+    from transformers import Qwen2Config
+
+    root, shadow = Path(vllm.__file__).parent, tmp_path / "shadow" / "vllm"
+    link = shadow
+    for name in ("", "multimodal", "multimodal/processing"):
+        (link := shadow / name).mkdir(parents=True)
+        for entry in (root / name).iterdir():
+            if entry.name not in ("multimodal", "processing", "__pycache__"):
+                (link / entry.name).symlink_to(entry)
+    file = link / "__init__.py"
+    text = file.read_text("utf-8").replace("PromptReplacement", "PromptReplaced")
+    file.unlink()
+    file.write_text(
+        f"from .processor import PromptReplacement as PromptReplaced\n{text}".replace("    PromptReplaced,\n", ""),
+        "utf-8",
+    )
+    Qwen2Config(architectures=["Qwen2ForCausalLM"], hidden_size=64, num_attention_heads=2).save_pretrained(
+        tmp_path / "other"
+    )
+    paths = os.pathsep.join([str(shadow.parent), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])])
+    command = [sys.executable, "-c", SHADOW, str(FOLDER), str(tmp_path / "other")]
+    environment = os.environ | {"PYTHONPATH": paths}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert "other: ['Qwen2ForCausalLM']" in run.stdout, run.stderr[-2000:]
+    told = run.stdout.partition("hicom: ")[2]
+    assert "in this one inner interfaces have moved: vllm.multimodal.processing has no PromptReplacement;" in told
+    assert "hicom" not in run.stderr
+    served = subprocess.run(
+        [sys.executable, "-m", "hicom", "serve", "hicom-tiny", "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment,
+    )
+    assert served.returncode == 2
+    assert served.stderr.strip().splitlines()[-1].startswith("hicom: error: hicom serves its models with vLLM")
+
+
 # What clients name is fetched without trust
 
 
@@ -343,7 +444,8 @@ def test_windows_pictures_several_videos_turns_and_text(engine: Any, chat: Video
 @pytest.mark.vllm
 def test_pictures(engine: Any, chat: VideoChat, frames: np.ndarray) -> None:
     picture = Image.fromarray(frames[0])
-    batch = chat.processor(prompt(chat, QUESTIONS[0], kind="image"), images=[picture], instruction=QUESTIONS[0])
+    text = prompt(chat, QUESTIONS[0], kind="image")
+    batch = chat.processor(images=[picture], text=text, instruction=QUESTIONS[0], return_tensors="pt")
     ids = chat.model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
     expected = chat.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     found = generate(engine, [(prompt(chat, QUESTIONS[0], kind="image"), {"image": picture})])
@@ -442,15 +544,19 @@ def test_a_repeated_question_reuses_the_prefix_and_another_one_does_not(
 # Over HTTP
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    port = free_port()
     command = [sys.executable, "-m", "hicom", "serve", "hicom-tiny", "--name", "hicom", "--port", str(port)]
     command += ["--allow-folder", str(DEMO.parent), "--max-mb", "20"]
-    options = "--enforce-eager --max-model-len 1024 --max-num-seqs 8 --block-size 32"
-    command += ["--", *options.split()]
+    # As documented, without --enforce-eager: the model is profiled and compiled, as on every GPU. `engine` is eager.
+    command += ["--", *["--max-model-len", "1024", "--max-num-seqs", "8", "--block-size", "32"]]
     process = subprocess.Popen(command, env=os.environ | {"HICOM_API_KEY": "secret"})
     try:
         deadline = time.monotonic() + 240
@@ -505,6 +611,35 @@ def test_over_http(client: Any, chat: VideoChat, tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(2 * len(cases)))) == expected * 2
+
+
+@pytest.mark.vllm
+def test_media_among_texts_stand_in_their_places(client: Any, chat: VideoChat, tmp_path: Path) -> None:
+    frames = read_frames(DEMO, num_frames=8).frames
+    Image.fromarray(frames[-1]).save(tmp_path / "last.png")
+    texts = [{"type": "text", "text": text} for text in ("Look.", QUESTIONS[0], "Say it.")]
+    png = data_url((tmp_path / "last.png").read_bytes(), "image/png")
+    asked = [texts[0], {"type": "image_url", "image_url": {"url": png}}, texts[1]]
+    asked += [{"type": "video_url", "video_url": {"url": DEMO.as_uri()}}, texts[2]]
+    found = client.chat.completions.create(
+        model="hicom", max_tokens=8, temperature=0, messages=[{"role": "user", "content": asked}], logprobs=True
+    )
+    content = [texts[0], {"type": "image", "image": str(tmp_path / "last.png")}, texts[1]]
+    content += [{"type": "video", "video": str(DEMO)}, texts[2]]
+    batch = chat.processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, num_frames=8
+    )
+    output = chat.model.generate(
+        **batch, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    ids = output.sequences[0, batch["input_ids"].shape[1] :]
+    assert found.usage.prompt_tokens == batch["input_ids"].shape[1]
+    answer = chat.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert found.choices[0].message.content.strip() == answer
+    # The order shows in the numbers, if not in a word.
+    expected = [float(row[0].log_softmax(-1).max()) for row in output.logits]
+    logprobs = [each.logprob for each in found.choices[0].logprobs.content]
+    assert logprobs == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.vllm

@@ -244,6 +244,7 @@ def test_missing_records_are_named(folder: Path, capsys: pytest.CaptureFixture[s
     ("args", "message"),
     [
         (["train", "tiny", "--estimate"], "for one stage"),
+        (["train", "7b-tune", "--estimate"], "say how many train together, as in --devices 8"),
         (["train", "tiny-tune", "--init", "nowhere", "--estimate"], "there is no model in nowhere"),
         (["train", "tiny-tune", "--json"], "--json is for --estimate"),
         (["train", "tiny-tune", "--devices", "0", "--estimate"], "--devices 0"),

@@ -179,7 +179,7 @@ def test_resumes_exactly(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(RuntimeError, match="power cut"):
             run(config)
     assert last_checkpoint(tmp_path / "stopped" / "checkpoints") is not None
-    with pytest.raises(ValueError, match=r"another configuration \(lora differ\)"):
+    with pytest.raises(ValueError, match=r"another configuration \(lora\.rank differ\); it has lora\.rank=4"):
         run(dataclasses.replace(config, lora=dataclasses.replace(LORA, rank=8)))
     run(config)
     run(dataclasses.replace(config, out=str(tmp_path / "whole")))

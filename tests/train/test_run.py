@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from hicom.data.collate import Collator
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.model.processing import HIComProcessor
-from hicom.train import Chain, DataConfig, StageConfig, TrainConfig, run
-from hicom.train.run import last_checkpoint, load, make_data, starting_model
+from hicom.train import Chain, DataConfig, LoraOptions, StageConfig, TrainConfig, run
+from hicom.train.data import make_data
+from hicom.train.run import last_checkpoint, load, starting_model
 from toy_training import ALL, make_config, make_folder
 
 TESTS = Path(__file__).parents[1]
@@ -45,6 +46,7 @@ from toy_training import make_config, make_folder
 from hicom.train import Chain, run
 folder, out = Path(sys.argv[1]), sys.argv[2]
 class FromNothing(Chain):
+    makes_data = True
     def prepare(self):
         if not folder.exists():
             folder.mkdir()
@@ -141,12 +143,13 @@ def test_refuses_a_folder_of_another_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_refuses_a_folder_in_use(folder: Path, tmp_path: Path) -> None:
-    lock = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); f.write('77'); f.flush()"
-    command = [sys.executable, "-c", lock + "; print(flush=True); sys.stdin.read()", str(tmp_path / "lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    code = "import os, sys; from pathlib import Path; from hicom.locks import owned\nwith owned(Path(sys.argv[1])): "
+    code += "print(os.getpid(), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.raises(ValueError, match="in use by process 77"):
+        holder = other.stdout.readline().strip()
+        with pytest.raises(ValueError, match=f"in use by process {holder};"):
             run(make_config(folder, out=str(tmp_path)))
         other.kill()
 
@@ -214,7 +217,11 @@ def test_a_chain_passes_the_model_on(folder: Path, tmp_path: Path) -> None:
     processor = HIComProcessor.from_pretrained(model_folder)
     content = [{"type": "video", "video": folder / "0.mp4"}, {"type": "text", "text": "which way does the cat go ?"}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
     )
     assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
 
@@ -273,3 +280,59 @@ def test_a_mixture_and_what_is_left_out(folder: Path, tmp_path: Path, caplog: py
     assert json.loads((tmp_path / "again" / "run.json").read_text())["samples"] == 8
     assert "1 bad records are left out; the first: " in caplog.text
     assert "2 samples are left out" in caplog.text
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_trained_model_is_written_in_the_precision_that_is_asked_for(
+    folder: Path, tmp_path: Path, adapts: bool
+) -> None:
+    """All of it, with a configuration that says so; checkpoints keep all digits, and another stage starts from it."""
+    config = make_config(folder, out=str(tmp_path / "whole"), steps=2, lora=LoraOptions(rank=2) if adapts else None)
+    run(config)
+    half = dataclasses.replace(config, out=str(tmp_path / "half"), save_dtype="bfloat16")
+    model_folder = run(half)
+    whole, ours = weights(tmp_path / "whole"), weights(tmp_path / "half")
+    assert whole.keys() == ours.keys()
+    for name, tensor in ours.items():
+        assert (tensor.dtype, whole[name].dtype) == (torch.bfloat16, torch.float32)
+        torch.testing.assert_close(tensor, whole[name].to(torch.bfloat16), msg=name)
+    said = json.loads((model_folder / "config.json").read_text())
+    assert said["dtype"] == said["text_config"]["dtype"] == said["vision_config"]["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "whole" / "model" / "config.json").read_text())["dtype"] == "float32"
+    model = HIComForConditionalGeneration.from_pretrained(model_folder, dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    kept = load_file(next((tmp_path / "half" / "checkpoints").glob("*/model.safetensors")))
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    run(make_config(folder, out=str(tmp_path / "next"), steps=1, parts=None, init=str(model_folder)))
+    assert {tensor.dtype for tensor in weights(tmp_path / "next").values()} == {torch.float32}
+
+
+def test_runs_in_bfloat16_write_bfloat16(folder: Path) -> None:
+    assert make_config(folder).saved_precision == "float32"
+    assert make_config(folder, bf16=True).saved_precision == "bfloat16"
+    assert make_config(folder, bf16=True, save_dtype="float32").saved_precision == "float32"
+
+
+def test_a_run_decodes_the_turns_of_a_record_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four records of three turns each, in batches of three: an epoch reads every video once, and learns every turn."""
+    records = []
+    for number in range(4):
+        turns = [{"from": "human", "value": "is there a cat ?"}, {"from": "gpt", "value": "yes"}] * 3
+        records.append({"video": str(folder / f"{number}.mp4"), "conversations": turns})
+    (tmp_path / "turns.json").write_text(json.dumps(records))
+    read, learnt = [], []
+    read_video, make_batch = HIComProcessor.read_video, Collator.__call__
+    monkeypatch.setattr(
+        HIComProcessor, "read_video", lambda self, x, **choice: (read.append(x), read_video(self, x, **choice))[1]
+    )
+    monkeypatch.setattr(
+        Collator, "__call__", lambda self, items: (learnt.extend(i for i, _ in items), make_batch(self, items))[1]
+    )
+    config = make_config(folder, out=str(tmp_path / "run"), steps=None, epochs=1.0, batch_size=3)
+    data = dataclasses.replace(config.data, records=(str(tmp_path / "turns.json"),), cache=None)
+    run(dataclasses.replace(config, data=data))
+    assert sorted(learnt) == list(range(12))
+    assert len(read) == len(set(read)) == 4
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 4

@@ -20,6 +20,7 @@ from hicom.data.mixture import read_sources
 from hicom.recipes import RECIPES
 from hicom.train import StageConfig, TrainConfig, run
 from hicom.train.config import Engine
+from hicom.train.data import make_data
 from hicom.train.engines import (
     CHECKPOINTING,
     choose_engine,
@@ -28,8 +29,9 @@ from hicom.train.engines import (
     layer_classes,
     state_bytes,
 )
-from hicom.train.run import load, make_data, make_trainer
+from hicom.train.run import load
 from hicom.train.stages import resolve
+from hicom.train.trainer import make_trainer
 from scale_training import assert_same_run, make_mixed_folder, mixed_config, seen, train_in_two, weights
 from toy_training import ALL, make_config
 
@@ -91,7 +93,7 @@ def test_fsdp_is_refused_where_it_would_be_left_aside(
     config = make_config(folder, out=str(tmp_path))
     model, processor = load(config)
     # As on several processes without GPUs: the engine is asked for, and accelerate does not make it.
-    module = sys.modules["hicom.train.run"]
+    module = sys.modules["hicom.train.trainer"]
     monkeypatch.setattr(module, "choose_engine", lambda *args: "fsdp2")
     monkeypatch.setattr(module, "engine_arguments", lambda *args: {})
     with pytest.raises(ValueError, match="accelerate silently trains whole copies"):

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from hicom.recipes.stages import align, align_unguided, pretrain, tune
 from hicom.train import StageConfig, TrainConfig
 from hicom.train.config import Rates
-from hicom.train.run import load, make_data, make_trainer, run
+from hicom.train.data import make_data
+from hicom.train.run import load, run
 from hicom.train.stages import make_optimizer, resolve
+from hicom.train.trainer import make_trainer
 from toy_training import ALL, make_config, make_folder
 
 

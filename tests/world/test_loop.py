@@ -56,14 +56,14 @@ def test_an_error_of_either_is_the_error_of_both(tmp_path: Path) -> None:
         pass
     endless = dataclasses.replace(CONFIG, steps=10**6)
     # Neither waits for the other: an endless one does not keep the body from its error.
-    lock = tmp_path / "endless" / "lock"
+    holder = tmp_path / "endless" / "lock.pid"
 
     def fail_once_both_train() -> None:
-        while not (lock.exists() and lock.read_text("utf-8")):
+        while not (holder.exists() and holder.read_text("utf-8")):
             time.sleep(0.05)
         raise KeyError("of the body")
 
-    with pytest.raises(KeyError, match="of the body"), beside(train, endless, lock.parent):
+    with pytest.raises(KeyError, match="of the body"), beside(train, endless, holder.parent):
         fail_once_both_train()
     with owned(tmp_path / "endless"):
         pass  # the process beside is gone, and so is its lock

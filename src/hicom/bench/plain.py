@@ -69,7 +69,7 @@ class PlainCompressor(nn.Module):
         local = self.compressor.local
         assert local is not None
         assert local.injector is not None
-        plan = time_plan([len(values_THWD)], window[0]).to(values_THWD)
+        plan = time_plan([len(values_THWD)], window[0]).to(values_THWD.device, values_THWD.dtype)
         keys, values = (
             rearrange(gather_windows(x, plan, window), "g a b t h w d -> (g a b) (t h w) d").contiguous()
             for x in (keys_THWK, values_THWD)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from ..video import VideoError, read_frames
+from ..video import VideoError, read_frames, split_bounds
 from .mixture import Selection
 from .records import FileRecords
 
@@ -70,6 +71,16 @@ class Report:
         return sum(len(source["bad_records"]) for source in self.sources)
 
     @property
+    def kinds_of_bad_records(self) -> Counter[str]:
+        """How many records have which fault, whatever they say: names, numbers and what they hold are left out."""
+        messages = (
+            bad["message"].removeprefix(f"{source['name']}, ").partition(": ")[2]
+            for source in self.sources
+            for bad in source["bad_records"]
+        )
+        return Counter(re.sub(r"\d+", "N", message.partition(", got ")[0]) for message in messages)
+
+    @property
     def is_good(self) -> bool:
         """Whether all records and checked files can be used."""
         return not self.bad and not self.num_bad_records
@@ -82,11 +93,12 @@ class Report:
         """Write what training should leave out, for `hicom.data.mixture.read_skip_list`."""
         lines: list[dict[str, Any]] = []
         for source in self.sources:
-            if source["file"] is not None:
-                lines += [
-                    {"file": str(Path(source["file"]).resolve()), "line": bad["number"], "reason": bad["message"]}
-                    for bad in source["bad_records"]
-                ]
+            for bad in source["bad_records"]:
+                if source["file"] is None:
+                    place = {"dataset": source["name"], "row": bad["number"]}
+                else:
+                    place = {"file": str(Path(source["file"]).resolve()), "line": bad["number"]}
+                lines.append(place | {"reason": bad["message"]})
         lines += [{"media": str(Path(bad.path).resolve()), "reason": bad.problem} for bad in self.bad]
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
 
@@ -148,7 +160,7 @@ def check_data(
 
 def try_media(path: str, kind: str, num_frames: int | None) -> tuple[str, str]:
     """Return why a file cannot be read, and what is missing where it can; both may be empty."""
-    if not Path(path).exists():
+    if not Path(split_bounds(path)[0]).exists():
         return MISSING, ""
     try:
         with warnings.catch_warnings():

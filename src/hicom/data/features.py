@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..locks import claimed, locked
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
-from ..video import VideoError
+from ..video import VideoError, split_bounds
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,10 @@ class FeatureStore:
 
 def stamp(video: Path) -> list[int]:
     """Return what tells that a file is still the one that was read: its size and time of change."""
-    if not video.is_file():
+    file = Path(split_bounds(video)[0])
+    if not file.is_file():
         return [0, 0]
-    status = video.stat()
+    status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
@@ -151,12 +152,9 @@ def feature_key(model: HIComForConditionalGeneration, processor: HIComProcessor,
         "tower": tower_digest(model),
         "layer": config.vision_feature_layer,
         "num_frames": num_frames,
-        "image_size": processor.image_size,
-        "image_mean": processor.image_mean,
-        "image_std": processor.image_std,
         "dtype": "float16",
         "values": [grid, grid, config.vision_config.hidden_size],
-    }
+    } | processor.pixels_key
     return key | ({"keys": [grid, grid, config.instruction_dim]} if config.is_conditional else {})
 
 

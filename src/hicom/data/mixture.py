@@ -10,9 +10,11 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..video import split_bounds
 from .records import FileRecords, OnBadRecord, Records, RowRecords, Sample, read_records
 
 SUFFIXES = (".yaml", ".yml")
@@ -42,6 +44,11 @@ class Source:
     root: str | None = None
     sampling: str = "all"
     weight: float = 1.0
+
+    @property
+    def called(self) -> str:
+        """Name of a dataset in error messages and skip lists."""
+        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
 
 
 @dataclass(frozen=True)
@@ -76,19 +83,40 @@ class SkipList:
     """What training leaves out: records by file and line, and media by path.
 
     Attributes:
-        lines: (file, line) of records.
+        lines: (file, line) of records in files, and (name, row) of those in Hugging Face datasets.
         media: paths of videos and images.
     """
 
-    lines: frozenset[tuple[Path, int]] = field(default_factory=frozenset)
+    lines: frozenset[tuple[Path | str, int]] = field(default_factory=frozenset)
     media: frozenset[Path] = field(default_factory=frozenset)
 
     def __bool__(self) -> bool:
         return bool(self.lines or self.media)
 
+    def numbers(self, source: Path | str) -> frozenset[int]:
+        """Return the listed lines of a file, or rows of a dataset, by its name."""
+        return self._by_source.get(source.resolve() if isinstance(source, Path) else source, frozenset())
+
+    @cached_property
+    def _by_source(self) -> dict[Path | str, frozenset[int]]:
+        found: dict[Path | str, set[int]] = {}
+        for source, number in self.lines:
+            found.setdefault(source, set()).add(number)
+        return {source: frozenset(numbers) for source, numbers in found.items()}
+
+    def shows(self, media: Iterable[Path]) -> bool:
+        """Whether one of the files, or the file of a part of a video, is listed."""
+        return any(not self.media.isdisjoint((file.resolve(), split_bounds(file)[0].resolve())) for file in media)
+
+
+NOTHING = SkipList()
+
 
 def read_sources(
-    paths: Iterable[str | Path], root: str | Path | None = None, on_bad: OnBadRecord = "stop"
+    paths: Iterable[str | Path],
+    root: str | Path | None = None,
+    on_bad: OnBadRecord = "stop",
+    skip: SkipList = NOTHING,
 ) -> list[Selection]:
     """Open files of records and mixtures.
 
@@ -96,6 +124,7 @@ def read_sources(
         paths: `.json` and `.jsonl` files of records, and `.yaml` files of mixtures.
         root: folder that media paths of records start from; None: each file's own. A mixture has its own.
         on_bad: what a malformed record does.
+        skip: malformed records on this list are left out, and no error. What else is on it `not_skipped` leaves out.
 
     Raises:
         ValueError: see `read_records` and `read_mixture`.
@@ -103,9 +132,9 @@ def read_sources(
     found = []
     for path in map(Path, paths):
         if path.suffix.lower() in SUFFIXES:
-            found += read_mixture(path, on_bad)
+            found += read_mixture(path, on_bad, skip)
         else:
-            found.append(everything(read_records(path, root, on_bad)))
+            found.append(everything(read_records(path, root, on_bad, skip.numbers(path))))
     return found
 
 
@@ -114,7 +143,7 @@ def everything(records: Records) -> Selection:
     return Selection(records, array("q", range(len(records))))
 
 
-def read_mixture(path: str | Path, on_bad: OnBadRecord = "stop") -> list[Selection]:
+def read_mixture(path: str | Path, on_bad: OnBadRecord = "stop", skip: SkipList = NOTHING) -> list[Selection]:
     """Open a mixture: YAML with a list `datasets` of sources, and an optional `seed` of what is drawn.
 
     ```yaml
@@ -129,9 +158,25 @@ def read_mixture(path: str | Path, on_bad: OnBadRecord = "stop") -> list[Selecti
     Raises:
         ValueError: the file is missing or malformed; the entry is named.
     """
+    path = Path(path)
+    seed, sources = parse_mixture(path)
+    found = []
+    for number, (name, source) in enumerate(sources.items(), 1):
+        records = open_source(source, path.parent, name, on_bad, skip)
+        draw = random.Random(f"{seed}/{number}")
+        chosen = choose_records(records.num_records, source.sampling, draw, name)
+        found.append(Selection(records, repeat(records, chosen, source.weight, draw)))
+    return found
+
+
+def parse_mixture(path: Path) -> tuple[int, dict[str, Source]]:
+    """Return the seed of a mixture and its entries, each under what it is called in errors; no records are read.
+
+    Raises:
+        ValueError: as `read_mixture`.
+    """
     import yaml
 
-    path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no mixture {path}; give a YAML file with a list `datasets`")
     try:
@@ -144,15 +189,8 @@ def read_mixture(path: str | Path, on_bad: OnBadRecord = "stop") -> list[Selecti
     seed = content.get("seed", 0)
     if not isinstance(seed, int):
         raise ValueError(f"{path}: seed: {seed!r} is not a whole number")
-    found = []
-    for number, entry in enumerate(content["datasets"], 1):
-        name = f"{path}, entry {number}"
-        source = parse_source(entry, name)
-        records = open_source(source, path.parent, name, on_bad)
-        draw = random.Random(f"{seed}/{number}")
-        chosen = choose_records(records.num_records, source.sampling, draw, name)
-        found.append(Selection(records, repeat(records, chosen, source.weight, draw)))
-    return found
+    names = [f"{path}, entry {number}" for number in range(1, len(content["datasets"]) + 1)]
+    return seed, {name: parse_source(entry, name) for name, entry in zip(names, content["datasets"], strict=True)}
 
 
 def check_names(found: Mapping[str, Any], names: Sequence[str], where: str) -> None:
@@ -188,18 +226,31 @@ def parse_source(entry: Any, name: str) -> Source:
     return Source(**texts, weight=float(weight))
 
 
-def open_source(source: Source, folder: Path, name: str, on_bad: OnBadRecord) -> Records:
-    """Return the records of an entry; paths start from `folder`, the mixture's."""
-    root = None if source.root is None else folder / expanded(source.root)
+def open_source(source: Source, folder: Path, name: str, on_bad: OnBadRecord, skip: SkipList) -> Records:
+    """Return the records of an entry; paths start from `folder`, the mixture's.
+
+    Raises:
+        ValueError: see `read_records`; or a variable of a path is not set.
+    """
+    root = None if source.root is None else folder / expanded(source.root, name)
     if source.path is not None:
-        return read_records(folder / expanded(source.path), root, on_bad)
-    assert source.dataset is not None
-    return RowRecords(load_rows(source, folder, name), folder if root is None else root, source.dataset, on_bad)
+        path = folder / expanded(source.path, name)
+        return read_records(path, root, on_bad, skip.numbers(path))
+    called = source.called
+    rows = load_rows(source, folder, name)
+    return RowRecords(rows, folder if root is None else root, called, on_bad, skip.numbers(called))
 
 
-def expanded(path: str) -> str:
-    """Return a path with `~` and `$NAME` replaced."""
-    return os.path.expandvars(os.path.expanduser(path))
+def expanded(path: str, name: str) -> str:
+    """Return a path with `~` and `$NAME` replaced.
+
+    Raises:
+        ValueError: such a variable is not set; `name` is named.
+    """
+    found = os.path.expandvars(os.path.expanduser(path))
+    if variable := re.search(r"\$(?:\w+|\{\w+\})", found):
+        raise ValueError(f"{name}: {path}: {variable[0]} is not set; export it, or write the folder in its place")
+    return found
 
 
 def load_rows(source: Source, folder: Path, name: str) -> Any:
@@ -214,7 +265,7 @@ def load_rows(source: Source, folder: Path, name: str) -> Any:
         import datasets
     except ImportError:
         raise ImportError(f"{name}: `dataset` needs the package datasets: pip install 'hicom[data]'") from None
-    here = folder / expanded(source.dataset)
+    here = folder / expanded(source.dataset, name)
     try:
         if (here / "dataset_info.json").is_file() or (here / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(str(here))
@@ -279,8 +330,8 @@ def repeat(records: Records, chosen: Sequence[int], weight: float, draw: random.
 def read_skip_list(path: str | Path) -> SkipList:
     """Open a list of what is to be left out: JSONL, as `hicom data check --skip-list` writes it.
 
-    A line has `file` and `line` (a record), or `media` (a file and all records that show it). Relative paths start from
-    the list's folder.
+    A line has `file` and `line` or `dataset` and `row` (a record), or `media` (a file and all records that show it).
+    Relative paths start from the list's folder.
 
     Raises:
         ValueError: the file is missing or a line is malformed.
@@ -288,7 +339,8 @@ def read_skip_list(path: str | Path) -> SkipList:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no skip list {path}; `hicom data check --skip-list` writes one")
-    lines, media = set(), set()
+    lines: set[tuple[Path | str, int]] = set()
+    media: set[Path] = set()
     for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not text.strip():
             continue
@@ -300,8 +352,11 @@ def read_skip_list(path: str | Path) -> SkipList:
             media.add((path.parent / entry["media"]).resolve())
         elif isinstance(entry, dict) and isinstance(entry.get("file"), str) and isinstance(entry.get("line"), int):
             lines.add(((path.parent / entry["file"]).resolve(), entry["line"]))
+        elif isinstance(entry, dict) and isinstance(entry.get("dataset"), str) and isinstance(entry.get("row"), int):
+            lines.add((entry["dataset"], entry["row"]))
         else:
-            raise ValueError(f"{path}, line {number}: needs `media`, or `file` and `line`, got {text:.200}")
+            needed = "`media`, or `file` and `line`, or `dataset` and `row`"
+            raise ValueError(f"{path}, line {number}: needs {needed}, got {text:.200}")
     return SkipList(frozenset(lines), frozenset(media))
 
 
@@ -314,10 +369,16 @@ def not_skipped(selection: Selection, skip: SkipList) -> Selection:
     if skip.media:
         for group in range(records.num_groups):
             sample = records.first_of_group(group)
-            groups[group] = any(file.resolve() in skip.media for file in (*sample.videos, *sample.images))
-    skipped: set[int] = set()
-    if isinstance(records, FileRecords):
-        path = records.path.resolve()
-        skipped = {number for number, line in enumerate(records.lines) if (path, line) in skip.lines}
+            groups[group] = skip.shows((*sample.videos, *sample.images))
+    source, places = _places(records)
+    listed = skip.numbers(source)
+    skipped = {number for number, place in enumerate(places) if place in listed} if listed else set()
     kept = (i for i in selection.indices if not groups[records.groups[i]] and records.numbers[i] not in skipped)
     return Selection(records, array("q", kept))
+
+
+def _places(records: Records) -> tuple[Path | str, Sequence[int]]:
+    """Return what a skip list calls a source, and the line or row of each of its records."""
+    if isinstance(records, FileRecords):
+        return records.path, records.lines
+    return records.name, records.kept if isinstance(records, RowRecords) else ()

@@ -10,16 +10,20 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from tqdm.auto import tqdm
 
+from ..video import VideoError, with_bounds
+
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MEDIA = ("video", "image")
 PLACEHOLDERS = {name: f"<{name}>" for name in MEDIA}
+BOUNDS = {"video_start": "start_s", "video_end": "end_s"}
+"""How parts of a turn name the bounds of their video, in seconds."""
 OnBadRecord = Literal["stop", "skip"]
 """What a malformed record does: it is an error, or it is left out, counted and named."""
 
@@ -36,7 +40,7 @@ class Sample:
     Attributes:
         messages: the conversation up to the question, as `{"role", "content"}`; its text holds the placeholders.
         answer: what the assistant says next; the loss is on this only.
-        videos: files of the `<video>` placeholders, in reading order.
+        videos: files of the `<video>` placeholders, in reading order; `clip.mp4#t=5,12` is a part of one.
         images: files of the `<image>` placeholders, in reading order.
         metadata: every other field of the record.
         source: file and line, for error messages.
@@ -79,7 +83,7 @@ class Records(Sequence[Sample], ABC):
         errors: records that were left out.
     """
 
-    def __init__(self, name: str, root: Path, on_bad: OnBadRecord) -> None:
+    def __init__(self, name: str, root: Path, on_bad: OnBadRecord, listed: Collection[int] = ()) -> None:
         self.name, self.root = name, root
         self.lengths, self.groups, self.numbers = array("q"), array("q"), array("q")
         self.num_records = 0
@@ -92,7 +96,7 @@ class Records(Sequence[Sample], ABC):
             try:
                 samples = parse_record(record, root, self._source(number))
             except ValueError as error:
-                if on_bad == "stop":
+                if on_bad == "stop" and number not in listed:
                     raise
                 self.errors.append(BadRecord(number, str(error)))
                 continue
@@ -167,11 +171,11 @@ class FileRecords(Records):
         lines: `int64[R]`, the line of every record, from 1.
     """
 
-    def __init__(self, path: Path, root: Path, on_bad: OnBadRecord = "stop") -> None:
+    def __init__(self, path: Path, root: Path, on_bad: OnBadRecord = "stop", listed: Collection[int] = ()) -> None:
         self.path = path
         self.lines = array("q")
         self._starts, self._ends = array("q"), array("q")
-        super().__init__(str(path), root, on_bad)
+        super().__init__(str(path), root, on_bad, listed)
 
     def _read_all(self) -> Iterator[tuple[int, Any, Any]]:
         places: Iterable[tuple[int, int, int, Any]]
@@ -198,43 +202,59 @@ class FileRecords(Records):
 class RowRecords(Records):
     """The samples of a table of records, such as a `datasets.Dataset`.
 
+    Attributes:
+        kept: `int64[R]`, the row of every record, from 0.
+
     Args:
         rows: the records; media are paths, or mappings with a `path` (`datasets.Video(decode=False)`).
         root: folder that media paths start from.
-        name: for error messages.
+        name: for error messages and skip lists.
         on_bad: what a malformed row does.
+        listed: rows that are left out, and no error, where they are malformed.
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], root: Path, name: str = "rows", on_bad: OnBadRecord = "stop"
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        root: Path,
+        name: str = "rows",
+        on_bad: OnBadRecord = "stop",
+        listed: Collection[int] = (),
     ) -> None:
         self.rows = rows
-        self._kept = array("q")
-        super().__init__(name, root, on_bad)
+        self.kept = array("q")
+        super().__init__(name, root, on_bad, listed)
 
     def _read_all(self) -> Iterator[tuple[int, Any, Any]]:
         for number, row in enumerate(tqdm(self.rows, unit="row", desc=f"reading {self.name}", delay=2)):
             yield number, None, dict(row)
 
     def _keep(self, number: int, place: Any) -> None:
-        self._kept.append(number)
+        self.kept.append(number)
 
     def _read(self, record: int) -> tuple[int, Any]:
-        return self._kept[record], dict(self.rows[self._kept[record]])
+        return self.kept[record], dict(self.rows[self.kept[record]])
 
     def _source(self, number: int) -> str:
         return f"{self.name}, row {number}"
 
 
-def read_records(path: str | Path, root: str | Path | None = None, on_bad: OnBadRecord = "stop") -> FileRecords:
+def read_records(
+    path: str | Path,
+    root: str | Path | None = None,
+    on_bad: OnBadRecord = "stop",
+    listed: Collection[int] = (),
+) -> FileRecords:
     """Open a file of records: `.jsonl` (a record a line) or `.json` (an array of records).
 
     Args:
         path: the file. A record has `conversations` (`from`, `value`) or `messages` (`role`, `content`, which is a text
             or a list of parts), and `video` or `image` (or `videos`, `images`): a path, or a list of them, for its
             `<video>` and `<image>` placeholders. A record of videos alone may call them `<image>`, as LLaVA-NeXT does.
+            `clip.mp4#t=5,12` are the seconds 5 to 12 of a file.
         root: folder that media paths start from; None: the file's own.
         on_bad: what a malformed record does. A `.json` file that is no JSON is an error in any case.
+        listed: lines whose records are left out, and no error, where they are malformed; `on_bad` is about all others.
 
     Raises:
         ValueError: the file is missing, is not JSON, or a record is malformed; file and line are named.
@@ -242,7 +262,7 @@ def read_records(path: str | Path, root: str | Path | None = None, on_bad: OnBad
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give a .json or .jsonl file of LLaVA-style records")
-    return FileRecords(path, path.parent if root is None else Path(root), on_bad)
+    return FileRecords(path, path.parent if root is None else Path(root), on_bad, listed)
 
 
 # Where records lie in a file.
@@ -440,10 +460,29 @@ def parse_part(part: Any, source: str, inline: Mapping[str, list[str]]) -> str:
         return str(part["text"])
     if kind not in MEDIA:
         raise ValueError(f"{source}: a part needs a `type` (text, {', '.join(MEDIA)}) and its text, got {part!r:.200}")
+    bounds = {BOUNDS[key]: part[key] for key in BOUNDS if part.get(key) is not None}
+    unknown = [key for key, value in part.items() if value is not None and key not in {"type", "text", kind, *BOUNDS}]
+    if unknown or (bounds and (kind != "video" or not isinstance(part.get(kind), str))):
+        what = f"{unknown[0]!r} is no option of a part" if unknown else "bounds are those of a path"
+        raise ValueError(f"{source}: {what}; a part has its `type` and `text`, or a path and {', '.join(BOUNDS)}")
     # Without a path, it is the next one of the record's own list.
     if part.get(kind) is not None:
-        inline[kind].append(part[kind])
+        inline[kind].append(add_bounds(part[kind], bounds, source) if bounds else part[kind])
     return PLACEHOLDERS[kind]
+
+
+def add_bounds(path: str, bounds: Mapping[str, Any], source: str) -> str:
+    """Return the path of a part of a video.
+
+    Raises:
+        ValueError: the bounds are no numbers of seconds, or end before they start.
+    """
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in bounds.values()):
+        raise ValueError(f"{source}: the bounds of {path} are no numbers of seconds: {dict(bounds)}")
+    try:
+        return with_bounds(path, bounds.get("start_s"), bounds.get("end_s"))
+    except VideoError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def name_videos(messages: Sequence[dict[str, str]], num_videos: int) -> None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..model.ops import Window
 from ..model.processing import HIComProcessor
-from ..video import VideoError, VideoInfo, probe
+from ..video import VideoError, VideoInfo, open_frames, probe, split_bounds
 from .collate import Collator
 from .mixture import Selection
 from .records import Sample
@@ -107,7 +108,13 @@ def probe_all(videos: Sequence[Path]) -> dict[Path, VideoInfo | None]:
 
     def look(video: Path) -> VideoInfo | None:
         try:
-            return probe(video)
+            info = probe(video)
+            bounds = split_bounds(video)[1]
+            if not bounds:
+                return info
+            # Of a part its own frames and seconds count.
+            duration_s = min(bounds.get("end_s", info.duration_s), info.duration_s) - bounds.get("start_s", 0.0)
+            return replace(info, num_frames=len(open_frames(video).timestamps_s), duration_s=duration_s)
         except (VideoError, OSError):
             return None
 
@@ -128,7 +135,8 @@ def sample_tokens(
     found = [infos[video] for video in sample.videos]
     if None in found:
         return {}
-    lengths = [min(num_frames, info.num_frames) for info in found if info is not None]
+    is_filled = processor.short_videos == "repeat"
+    lengths = [num_frames if is_filled else min(num_frames, info.num_frames) for info in found if info is not None]
     visual = sum(processor.token_count(length, window) for length in (*lengths, *[1] * len(sample.images)))
     conversation = collator.conversation(sample)
     whole, prompt = (

@@ -18,10 +18,11 @@ from ..data.mixture import Selection, read_sources
 from ..data.records import PLACEHOLDERS, FileRecords
 from ..data.records import Sample as RecordSample
 from ..model.instruction import answer_options, extract_instruction
+from ..video import split_bounds
 from .answers import chosen_option
 from .benchmarks import TASKS
 from .benchmarks.activitynet_qa import requests
-from .samples import MAX_PROBLEMS, BenchmarkError, Sample, Task
+from .samples import MAX_PROBLEMS, BenchmarkError, Found, Sample, Task
 
 IDS = ("id", "question_id")
 """Fields of a record that may name it."""
@@ -39,10 +40,11 @@ class Held:
     """Samples that are read already, as `Task.read`; a class, because tasks travel to other processes."""
 
     samples: tuple[Sample, ...]
+    bad: tuple[str, ...] = ()
 
-    def __call__(self, _: Path) -> list[Sample]:
-        """Return the samples."""
-        return list(self.samples)
+    def __call__(self, _: Path) -> Found[Sample]:
+        """Return the samples, and the bad records."""
+        return Found(list(self.samples), list(self.bad))
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ def record_tasks(path: str | Path, root: str | Path | None = None) -> list[Task]
 
     Raises:
         ValueError: see `hicom.data.mixture.read_sources`.
-        BenchmarkError: a turn shows anything but one video, or asks nothing.
+        BenchmarkError: no turn can be asked: each shows anything but one video, or asks nothing.
     """
     path = Path(path)
-    samples = read_samples(path, root)
-    choices = tuple(sample for sample in samples if sample.options)
-    open_ones = tuple(sample for sample in samples if not sample.options)
+    found = read_samples(path, root)
+    bad = tuple(found.bad)
+    choices = tuple(sample for sample in found.items if sample.options)
+    open_ones = tuple(sample for sample in found.items if not sample.options)
     is_both = bool(choices and open_ones)
     tasks = []
     if choices:
@@ -94,7 +97,7 @@ def record_tasks(path: str | Path, root: str | Path | None = None) -> list[Task]
                 name=path.stem,
                 title=f"{path.stem}, options" if is_both else path.stem,
                 files=str(path),
-                read=Held(choices),
+                read=Held(choices, bad),
                 prompt=prompt,
                 groups=group_names(choices),
             )
@@ -105,7 +108,7 @@ def record_tasks(path: str | Path, root: str | Path | None = None) -> list[Task]
                 name=f"{path.stem}_open" if is_both else path.stem,
                 title=f"{path.stem}, open questions" if is_both else path.stem,
                 files=str(path),
-                read=Held(open_ones),
+                read=Held(open_ones, () if choices else bad),
                 prompt=prompt,
                 max_new_tokens=MAX_NEW_TOKENS,
                 groups=group_names(open_ones),
@@ -146,30 +149,30 @@ def group_names(samples: Sequence[Sample]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for sample in samples for name in sample.groups))
 
 
-def read_samples(path: Path, root: str | Path | None = None) -> list[Sample]:
+def read_samples(path: Path, root: str | Path | None = None) -> Found[Sample]:
     """Return a sample for every answered turn of a file of records or a mixture. Arguments as in `record_tasks`."""
-    sources = read_sources([path], root)
+    sources = read_sources([path], root, on_bad="skip")
     turns = [
         turn
         for number, source in enumerate(sources, 1)
         for turn in turns_of(source, f"{number}:" if len(sources) > 1 else "")
     ]
     roots = list(dict.fromkeys(turn.root for turn in turns))
-    found, problems = [], []
+    found: Found[Sample] = Found([], [error.message for source in sources for error in source.records.errors])
     for turn, name in zip(turns, sample_ids(turns), strict=True):
         try:
             # The same path below another root is another video.
             place = f"{roots.index(turn.root) + 1}:" if len(roots) > 1 else ""
-            found.append(convert(turn, name, place))
+            found.items.append(convert(turn, name, place))
         except ValueError as error:
             where = turn.sample.source if turn.is_alone else f"{turn.sample.source}, answer {turn.number}"
-            problems.append(f"\n  {where}: {error}")
-    if problems:
-        more = f"\n  ... and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+            found.bad.append(f"{where}: {error}")
+    if not found.items:
+        named = "".join(f"\n  {line}" for line in found.bad[:MAX_PROBLEMS])
+        more = f"\n  ... and {len(found.bad) - MAX_PROBLEMS} more" if len(found.bad) > MAX_PROBLEMS else ""
         raise BenchmarkError(
-            f"{path}: {len(problems)} of {len(turns)} answered turns cannot be asked, the first of these:"
-            f"{''.join(problems[:MAX_PROBLEMS])}{more};\n"
-            f"each must ask something about one video and no image; take the others out of the file"
+            f"{path}: none of {len(turns)} answered turns can be asked:{named}{more};\n"
+            f"each must ask something about one video and no image"
         )
     return found
 
@@ -222,6 +225,7 @@ def convert(turn: Turn, name: str, place: str = "") -> Sample:
     if len(sample.videos) != 1 or sample.images:
         raise ValueError(f"shows {len(sample.videos)} videos and {len(sample.images)} images")
     (video,) = sample.videos
+    file, bounds = split_bounds(video)
     *before, question = ({"role": m["role"], "content": without_placeholders(m["content"])} for m in sample.messages)
     if not question["content"].strip():
         raise ValueError("asks nothing")
@@ -229,14 +233,16 @@ def convert(turn: Turn, name: str, place: str = "") -> Sample:
     chosen = chosen_option(sample.answer, options) if options else None
     return Sample(
         id=name,
-        video=video,
-        video_id=place + str(video.relative_to(turn.root) if video.is_relative_to(turn.root) else video),
+        video=file,
+        video_id=place + str(file.relative_to(turn.root) if file.is_relative_to(turn.root) else file),
         question=extract_instruction(question["content"]),
         options=() if chosen is None else options,
         answer=sample.answer if chosen is None else chosen,
         groups=groups_of(sample.metadata),
         text=question["content"],
         history=tuple(before),
+        start_s=bounds.get("start_s"),
+        end_s=bounds.get("end_s"),
     )
 
 

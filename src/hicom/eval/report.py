@@ -21,12 +21,13 @@ def interval(name: str, found: Facts) -> str:
 
 def counts(facts: Facts) -> str:
     """Return how many samples were answered, and what became of the others."""
-    names = ("failed", "missing", "not_run", "unparsable")
+    names = ("failed", "missing", "not_run", "unparsable", "bad_records")
     others = [f"{facts[name]} {name.replace('_', ' ')}" for name in names if facts.get(name)]
     if "judge" in facts:
         judge = facts["judge"]
         others += [f"{judge['judged']} of {judge['requests']} judged"] if judge["judged"] < judge["requests"] else []
         others += [f"{judge['unclear']} judgements unclear"] if judge["unclear"] else []
+    others += [f"{facts['cut']} cut at their longest length"] if facts.get("cut") else []
     return ", ".join([f"{facts['answered']:,} of {facts['num_samples']:,} answered", *others])
 
 

@@ -46,6 +46,7 @@ def write_results(
     samples: Sequence[Sample],
     out: Path,
     *,
+    bad: Sequence[str] = (),
     prompts: Mapping[str, JudgePrompt] = PROMPTS,
     judge: str | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def write_results(
         task: the benchmark.
         samples: from `choose_samples`.
         out: the task's folder.
+        bad: what is wrong with records that are no samples, a line each.
         prompts: of the judge.
         judge: its model; None: the one that judged last.
     """
@@ -78,6 +80,9 @@ def write_results(
         "missing": missing,
         "errors": sorted({line["error"] for line in failed})[:MAX_SHOWN],
         "not_run": len(samples) - len(done) - len(failed) - missing,
+        "bad_records": len(bad),
+        "bad_record_examples": list(bad[:MAX_SHOWN]),
+        "cut": sum(bool(line.get("is_cut")) for line in done),
     }
     judgements = read_judgements(out)
     judge = judge or next((line["judge"] for line in reversed(judgements.values())), None)

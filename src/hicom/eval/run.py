@@ -36,7 +36,7 @@ from ..provenance import git_commit, short_commit
 from ..video import VideoError
 from .answers import chosen_option, read_json_line
 from .judge import JudgePrompt
-from .samples import BenchmarkError, JudgeRequest, Sample, Task
+from .samples import BenchmarkError, Found, JudgeRequest, Sample, Task
 from .subtitles import read_subtitles, subtitles_at
 
 MAX_NAMED = 5
@@ -81,15 +81,16 @@ class RunOptions:
             raise ValueError("window and max_visual_tokens both choose the window; pass one of them")
 
 
-def choose_samples(task: Task, root: Path, limit: int | None) -> list[Sample]:
-    """Return the samples of a run, those about the same part of a video one after the other."""
-    samples = task.samples(root)
+def choose_samples(task: Task, root: Path, limit: int | None) -> Found[Sample]:
+    """Return the samples of a run, those about the same part of a video one after the other, and the bad records."""
+    found = task.samples(root)
+    samples = found.items
     if limit is not None and limit < len(samples):
         samples = [samples[number * len(samples) // limit] for number in range(limit)]
     first: dict[Clip, int] = {}
     for number, sample in enumerate(samples):
         first.setdefault(clip_of(sample), number)
-    return sorted(samples, key=lambda sample: first[clip_of(sample)])
+    return Found(sorted(samples, key=lambda sample: first[clip_of(sample)]), found.bad)
 
 
 def check_videos(task: Task, samples: Sequence[Sample], allow_missing: bool = False) -> None:
@@ -451,5 +452,6 @@ def _answer_batch(
             elif task.text_scores:
                 line["answer"] = sample.answer
             line |= {"num_frames": video.num_frames, "num_visual_tokens": answer.num_visual_tokens}
+            line |= {"is_cut": answer.is_cut}
             lines[sample.id] = line | {"window": answer.window, "seconds": seconds}
     return [lines[sample.id] for sample in batch]

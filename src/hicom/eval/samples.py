@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -64,6 +64,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Found(Generic[T]):
+    """What files hold: what could be read, and what could not.
+
+    Attributes:
+        items: what was read.
+        bad: a line for each record that was left out: file, record and reason.
+    """
+
+    items: list[T] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Self) -> Found[T]:
+        return Found(self.items + other.items, self.bad + other.bad)
+
+
+@dataclass(frozen=True)
 class JudgeRequest:
     """What a judge is asked.
 
@@ -89,7 +105,7 @@ class Task:
         name: as lmms-eval calls it, where it has it.
         title: for tables.
         files: what the data root must hold.
-        read: returns all samples from the data root.
+        read: returns all samples from the data root, and what is wrong with other records.
         prompt: returns what the model reads after the video, from a sample and lines of subtitles.
         max_new_tokens: longest answer.
         groups: names of `Sample.groups` that results are split by, in order.
@@ -103,7 +119,7 @@ class Task:
     name: str
     title: str
     files: str
-    read: Callable[[Path], list[Sample]]
+    read: Callable[[Path], Found[Sample]]
     prompt: Callable[[Sample, Sequence[str]], str]
     max_new_tokens: int = 16
     groups: tuple[str, ...] = ()
@@ -113,20 +129,23 @@ class Task:
     aspects: tuple[str, ...] = ()
     submission: Callable[[Path, Mapping[str, int | None]], Path] | None = None
 
-    def samples(self, root: Path) -> list[Sample]:
-        """Return all samples, or raise BenchmarkError with what is wrong with the files."""
-        samples = self.read(root)
-        seen: dict[str, int] = {}
-        for number, sample in enumerate(samples):
-            if sample.id in seen:
-                raise BenchmarkError(
-                    f"{self.name}: the id {sample.id!r} is that of samples {seen[sample.id] + 1} and {number + 1}; "
-                    f"ids must differ, or answers would be lost"
+    def samples(self, root: Path) -> Found[Sample]:
+        """Return all samples, and the records that are bad.
+
+        Raises:
+            BenchmarkError: a file is missing or in another layout, or there is no sample.
+        """
+        found = self.read(root)
+        first: dict[str, int] = {}
+        bad = list(found.bad)
+        for number, sample in enumerate(found.items):
+            if first.setdefault(sample.id, number) != number:
+                bad.append(
+                    f"{self.name}: sample {number + 1} has the id {sample.id!r} of sample {first[sample.id] + 1}"
                 )
-            seen[sample.id] = number
-        if not samples:
+        if not first:
             raise BenchmarkError(f"{self.name}: no samples in {root}; it needs {self.files}")
-        return samples
+        return Found([found.items[number] for number in first.values()], bad)
 
 
 def letter(index: int) -> str:
@@ -159,6 +178,13 @@ class Record(dict[str, Any]):
             raise ValueError(f"{key!r} is {value!r}, not a list")
         return tuple(map(str, value))
 
+    def index(self, key: str) -> int:
+        """Return a whole number."""
+        value = self.number(key)
+        if not value.is_integer():
+            raise ValueError(f"{key!r} is {self[key]!r}, not a whole number")
+        return int(value)
+
     def number(self, key: str) -> float:
         """Return a number."""
         value = self[key]
@@ -180,8 +206,8 @@ def answer_index(options: Sequence[str], answer: str) -> int:
     return found[0]
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return the records of a .json (a list), .jsonl, .csv or .parquet file.
+def read_rows(path: Path) -> Iterator[Any]:
+    """Yield the records of a .json (a list), .jsonl, .csv or .parquet file; a line that is no JSON as its ValueError.
 
     Raises:
         BenchmarkError: there is no such file, or it cannot be read.
@@ -191,16 +217,25 @@ def read_records(path: Path) -> list[Record]:
         raise BenchmarkError(f"{path}: no such file; --data-root is the folder that holds the benchmarks' own folders")
     try:
         if path.suffix == ".parquet":
-            return [Record(row) for row in _parquet_rows(path)]
+            yield from _parquet_rows(path)
+            return
         text = path.read_text("utf-8-sig")
         if path.suffix == ".csv":
-            return [Record(row) for row in csv.DictReader(text.splitlines())]
-        rows = map(json.loads, filter(str.strip, text.splitlines())) if path.suffix == ".jsonl" else json.loads(text)
+            yield from csv.DictReader(text.splitlines())
+            return
+        rows = map(_json_line, filter(str.strip, text.splitlines())) if path.suffix == ".jsonl" else json.loads(text)
         if not isinstance(rows, list | map):
             raise ValueError("not a list of records")
-        return [Record(_object(row)) for row in rows]
     except (ValueError, OSError) as error:
         raise BenchmarkError(f"{path}: cannot be read: {error}") from error
+    yield from rows
+
+
+def _json_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return error
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -214,28 +249,26 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(str(error)) from error
 
 
-def _object(row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"a record is {row!r}, not an object")
-    return row
-
-
-def convert_records(path: Path, convert: Callable[[Record, int], T]) -> list[T]:
-    """Return `convert(record, number)` of all records of a file.
+def convert_records(path: Path, convert: Callable[[Record, int], T]) -> Found[T]:
+    """Return `convert(record, number)` of all records of a file; those for which it raises ValueError are bad.
 
     Raises:
-        BenchmarkError: some are not as they should be; the first of them are listed.
+        BenchmarkError: the file cannot be read, or every record is bad: it is in another layout.
     """
-    converted, problems = [], []
-    for number, record in enumerate(read_records(path)):
+    found: Found[T] = Found()
+    for number, row in enumerate(read_rows(path)):
         try:
-            converted.append(convert(record, number))
+            if isinstance(row, ValueError):
+                raise row
+            if not isinstance(row, dict):
+                raise ValueError(f"a record is {row!r:.100}, not an object")
+            found.items.append(convert(Record(row), number))
         except ValueError as error:
-            problems.append(f"{path}: record {number + 1}: {error}")
-    if problems:
-        more = f"\n... and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        raise BenchmarkError("\n".join(problems[:MAX_PROBLEMS]) + more)
-    return converted
+            found.bad.append(f"{path}: record {number + 1}: {error}")
+    if found.bad and not found.items:
+        more = f"\n... and {len(found.bad) - MAX_PROBLEMS} more" if len(found.bad) > MAX_PROBLEMS else ""
+        raise BenchmarkError("\n".join(found.bad[:MAX_PROBLEMS]) + more)
+    return found
 
 
 class VideoFolder:

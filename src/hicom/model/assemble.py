@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from .config import HIComConfig
-from .convert import read_json, read_tensors, weight_files
+from .convert import read_tensors, weight_files
 from .dual_encoder import DUAL_ENCODERS
-from .hub import MODEL_FILES, SETTINGS_FILES, find_model
+from .hub import MODEL_FILES, SETTINGS_FILES, find_model, read_json
 from .modeling import TOWERS, HIComForConditionalGeneration, make_compressor, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
 from .readout import decoder_name, empty_llm

@@ -6,8 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from .convert import read_json
-from .hub import embedded_models, local_name
+from .hub import embedded_models, local_name, read_json
 
 ADAPTER = "adapter_config.json"
 

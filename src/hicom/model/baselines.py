@@ -9,6 +9,7 @@ groups, A B windows of one group along height and width, P patches, N queries, D
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from .compressor import CompressorOutput, HybridCompressor, mlp
@@ -30,6 +31,7 @@ class Baseline(nn.Module, ABC):
         dim: vision width D.
     """
 
+    has_modes = False
     needs_instruction = False
     needs_instruction_tokens = False
 
@@ -116,7 +118,7 @@ class SpaceTimePooling(Baseline):
     ) -> CompressorOutput:
         """Compress checked values. There is no attention."""
         window = self.window if window is None else check_window(window)
-        plan = time_plan(num_frames, window[0]).to(values_FHWD)
+        plan = time_plan(num_frames, window[0]).to(values_FHWD.device, values_FHWD.dtype)
         return CompressorOutput(split_grid(self.readout(mean_of_groups(values_FHWD, plan, window)), plan.counts))
 
 
@@ -261,16 +263,46 @@ class QueryBaseline(Baseline):
         return CompressorOutput(parts, global_attention=cut)
 
 
+class MultiheadAttention(nn.MultiheadAttention):
+    """torch's, except that it calls its output projection, so that adapters and weights on disk work there too."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `float[V, N, D]` and, if needed, the weights of every head, `float[V, heads, N, P]`."""
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        q, k, v = (
+            rearrange(linear(x, weight, bias), "v n (h e) -> v h n e", h=self.num_heads)
+            for x, weight, bias in zip((query, key, value), self.in_proj_weight.chunk(3), biases, strict=True)
+        )
+        seen = None if key_padding_mask is None else rearrange(~key_padding_mask, "v p -> v 1 1 p")
+        weights: Tensor | None = None
+        if need_weights:
+            logits = q * q.shape[-1] ** -0.5 @ k.mT
+            weights = (logits if seen is None else logits.masked_fill(~seen, -math.inf)).softmax(-1)
+            context = weights @ v
+        else:
+            context = scaled_dot_product_attention(q, k, v, seen)
+        return self.out_proj(rearrange(context, "v h n e -> v n (h e)")), weights
+
+
 class QFormerLayer(nn.Module):
     """Self-attention among the queries, every other layer cross-attention to the patches, then a feed-forward net."""
 
     def __init__(self, *, dim: int, has_cross_attention: bool) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(dim, heads_of(dim), batch_first=True)
+        self.self_attention = MultiheadAttention(dim, heads_of(dim), batch_first=True)
         self.self_norm = nn.LayerNorm(dim)
         self.has_cross_attention = has_cross_attention
         if has_cross_attention:
-            self.cross_attention = nn.MultiheadAttention(dim, heads_of(dim), batch_first=True)
+            self.cross_attention = MultiheadAttention(dim, heads_of(dim), batch_first=True)
             self.cross_norm = nn.LayerNorm(dim)
         self.feed_forward = mlp(dim, 4 * dim, dim)
         self.norm = nn.LayerNorm(dim)
@@ -332,7 +364,7 @@ class PerceiverLayer(nn.Module):
         super().__init__()
         self.norm_x = nn.LayerNorm(dim)
         self.norm_q = nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, heads_of(dim), bias=False, batch_first=True)
+        self.attention = MultiheadAttention(dim, heads_of(dim), bias=False, batch_first=True)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
         )

@@ -130,8 +130,29 @@ class Gate(nn.Module):
         return (1 - self.alpha) * x + self.alpha * self.norm(self.proj(x))
 
 
+def matrix(layer: nn.Module, like: Tensor) -> Tensor:
+    """Return the matrix `float[out, in]` that a linear layer multiplies by, whatever has become of the layer.
+
+    A layer with an adapter, in few bits, on disk or under a hook has no such matrix to read, and must be called to work
+    and to learn: what it makes of the unit vectors is the matrix, without the bias, which it makes of zero.
+
+    Args:
+        layer: `nn.Linear`, or what has taken its place.
+        like: of the width that the layer takes, and of the type and device that it works in.
+    """
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    is_plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)
+    if is_plain and not any(hooks):
+        assert isinstance(layer, nn.Linear)
+        return layer.weight
+    # A power of two changes no digit of the matrix, and takes some from the bias, which is rounded together with it.
+    scale, zero = 4.0, like.new_zeros(1, like.shape[-1])
+    output = layer(torch.cat([zero, scale * torch.eye(like.shape[-1]).to(like)]))
+    return ((output[1:] - output[:1]) / scale).mT
+
+
 class Attention(nn.Module):
-    """Multi-head attention of few queries over many raw features, with the key and value projections absorbed.
+    """Multi-head attention; that of few queries over many raw features has its key and value projections absorbed.
 
     Softmax(q W_k x) W_v x needs neither W_k x nor W_v x of every feature: W_k moves to the queries, W_v to the averaged
     features. The numbers are the same (the key bias shifts all logits of a row alike and cancels); with 32 queries the
@@ -157,22 +178,23 @@ class Attention(nn.Module):
         if scale is not None:
             return rearrange(normalize(q) * scale.exp(), "v n (h e) -> v h n e", h=self.num_heads)
         q = rearrange(q, "v n (h e) -> v h n e", h=self.num_heads) * (q.shape[-1] // self.num_heads) ** -0.5
-        weight = rearrange(self.k_proj.weight, "(h e) d -> h e d", h=self.num_heads)
+        weight = rearrange(matrix(self.k_proj, q_VND), "(h e) d -> h e d", h=self.num_heads)
         return rearrange(torch.einsum("vhne,hed->vhnd", q, weight), "v h n d -> v (h n) d")
 
     def project_context(self, context_VMD: Tensor) -> Tensor:
         """Return `float[V, N, D]`: averaged raw features through W_v and the output projection."""
-        context = rearrange(context_VMD, "v (h n) d -> v h n d", h=self.num_heads)
-        weight = rearrange(self.v_proj.weight, "(h e) d -> h e d", h=self.num_heads)
-        context = rearrange(torch.einsum("vhnd,hed->vhne", context, weight), "v h n e -> v n (h e)")
-        return self.out_proj(context + self.v_proj.bias)
+        # Of each row the channels of its own head; weights of sum 1 leave the bias as it is.
+        values = rearrange(self.v_proj(context_VMD), "v (h n) (k e) -> v n e h k", h=self.num_heads, k=self.num_heads)
+        return self.out_proj(rearrange(values.diagonal(dim1=3, dim2=4), "v n e h -> v n (h e)"))
 
     def forward(self, q_VND: Tensor, x_VLD: Tensor, mask_VL: Tensor | None = None) -> Tensor:
-        """Attend from `float[V, N, D]` over `float[V, L, D]`; `mask_VL` is True on real places."""
+        """Attend from `float[V, N, D]` over the few places of `float[V, L, D]`; `mask_VL` is True on real ones."""
         logits = self.project_queries(q_VND) @ x_VLD.mT
         if mask_VL is not None:
             logits = logits.masked_fill(~mask_VL[:, None].bool(), -math.inf)
-        return self.project_context(at_least_float32(logits).softmax(-1).to(x_VLD.dtype) @ x_VLD)
+        weights = rearrange(at_least_float32(logits).softmax(-1), "v (h n) l -> v h n l", h=self.num_heads)
+        values = rearrange(self.v_proj(x_VLD), "v l (h e) -> v h l e", h=self.num_heads)
+        return self.out_proj(rearrange(weights.to(values.dtype) @ values, "v h n e -> v n (h e)"))
 
 
 class Injector(nn.Module):
@@ -345,7 +367,8 @@ class LocalCompressor(nn.Module):
         tokens = sum_windows(values, attention, plan, window)
         if self.evidence is not None:
             num_frames = shape[3] if plan.mask is None else rearrange(plan.mask.sum(1), "g -> g 1 1")
-            tokens = tokens + self.evidence(match_features(flat, num_frames * shape[4] * shape[5]))
+            match = match_features(flat, num_frames * shape[4] * shape[5])
+            tokens = tokens + self.evidence(match.to(tokens.dtype))
         return self.readout(tokens), attention
 
     def guide(self, instruction: Instruction) -> Tensor:
@@ -474,7 +497,8 @@ class GlobalCompressor(nn.Module):
         x = query_VND + self.attention.project_context(context_VMD)
         if self.evidence is not None:
             assert match_VM2 is not None
-            x = x + self.evidence(rearrange(match_VM2, "v (h n) e -> v n (h e)", h=self.attention.num_heads))
+            match = rearrange(match_VM2, "v (h n) e -> v n (h e)", h=self.attention.num_heads)
+            x = x + self.evidence(match.to(x.dtype))
         return self.readout(x)
 
     def forward(
@@ -538,6 +562,9 @@ class HybridCompressor(nn.Module):
     Raises:
         ValueError: a choice does not exist, a number is negative or too large, or both branches are left out.
     """
+
+    has_modes = True
+    """Whether `compression`, `video_index` and an instruction are taken: baselines pool one way only."""
 
     def __init__(
         self,
@@ -782,7 +809,7 @@ class HybridCompressor(nn.Module):
         local_attention = global_attention = pointer_attention = None
         if self.local is not None:
             assert window is not None
-            plan = time_plan(num_frames, window[0]).to(values)
+            plan = time_plan(num_frames, window[0]).to(values.device, values.dtype)
             tokens_GABC, attention = self.local(values, keys, plan, window, guide, compression)
             for part, tokens in zip(parts, tokens_GABC.split(plan.counts), strict=True):
                 part.append(tokens.flatten(0, 2))
@@ -1076,11 +1103,11 @@ class CompressorStream:
         if closed > self.closed:
             values = torch.cat([v for v, _ in self.waiting])
             keys = None if self.waiting[0][1] is None else torch.cat([k for _, k in self.waiting if k is not None])
-            part = plan.slice(self.closed, closed, self.offset).to(values)
+            part = plan.slice(self.closed, closed, self.offset).to(values.device, values.dtype)
             first, last = int(part.index.min()), int(part.index.max()) + 1
             if branch.dialect == "release":
                 first, last = min(first, int(part.low.min())), max(last, int(part.high.max()) + 1)
-            part = plan.slice(self.closed, closed, self.offset + first).to(values)
+            part = plan.slice(self.closed, closed, self.offset + first).to(values.device, values.dtype)
             tokens, _ = branch(
                 values[first:last],
                 None if keys is None else keys[first:last],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -75,6 +76,9 @@ class HIComConfig(PreTrainedConfig):
         "instruction_config": AutoConfig,
         "text_config": AutoConfig,
     }
+
+    # The names of remote code: none. Trainers that do not find the class in transformers itself ask for it.
+    auto_map = MappingProxyType[str, str]({})
 
     # Dictionaries before `__post_init__`, configurations after it.
     vision_config: Any = None

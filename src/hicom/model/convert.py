@@ -6,31 +6,25 @@ The released layout keeps the LLM's fields flat in `config.json`, describes the 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    CLIPConfig,
-    LlamaConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    SiglipConfig,
-    SiglipTextConfig,
-    SiglipVisionConfig,
-)
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from .config import HIComConfig
-from .hub import find_model
+from .hub import find_local, find_model, read_json
 from .modeling import HIComForConditionalGeneration
+from .tower import TokenizerMissing, Tower, find_tower, tower_configs
 
 OFFICIAL_MODEL_TYPES: dict[str, type[PreTrainedConfig]] = {"hicom_qwen2": Qwen2Config, "hicom_llama": LlamaConfig}
 
@@ -39,10 +33,23 @@ _MULTIMODAL_KEYS = re.compile(
     r"^(mm_|use_guide$|use_clip_scale$|use_mm_proj$|image_|num_frames$|max_num_frames$|delay_load$|freeze_|tune_|unfreeze_|tokenizer_)"
 )
 
-_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
-    (r"^model\.vision_tower\.vision_tower\.vision_model\.", "model.vision_tower."),
-    (r"^model\.vision_tower\.guide_encoder\.text_model\.", "model.instruction_encoder."),
+# Parts of a released checkpoint, by the start of their tensors' names, and what they are called here.
+_LANGUAGE_MODEL = {
+    "model.embed_tokens.": "model.language_model.embed_tokens.",
+    "model.layers.": "model.language_model.layers.",
+    "model.norm.": "model.language_model.norm.",
+}
+_SIGLIP_PARTS = {
+    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
+    "model.vision_tower.guide_encoder.text_model.": "model.instruction_encoder.",
+}
+# CLIP towers keep one level more, because their projections stand beside them.
+_CLIP_PARTS = {
+    "model.vision_tower.vision_tower.": "model.vision_tower.",
+    "model.vision_tower.guide_encoder.": "model.instruction_encoder.",
+}
+_PROJECTOR = "model.mm_projector."
+_PROJECTOR_RENAMES: tuple[tuple[str, str], ...] = (
     (r"^model\.mm_projector\.local_(logit_scale|logit_bias)$", r"model.compressor.local.\1"),
     (r"^model\.mm_projector\.global_(logit_scale|logit_bias)$", r"model.compressor.global_.\1"),
     (r"^model\.mm_projector\.local_compressor\.", "model.compressor.local."),
@@ -61,11 +68,11 @@ _RENAMES: tuple[tuple[str, str], ...] = (
     (r"(\.local)\.k_(norm|proj)\.", r"\1.key_gate.\2."),
     (r"(\.local)\.v_(norm|proj)\.", r"\1.value_gate.\2."),
 )
-# CLIP towers keep one level more, because their projections stand beside them.
-_CLIP_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^model\.vision_tower\.vision_tower\.", "model.vision_tower."),
-    (r"^model\.vision_tower\.guide_encoder\.", "model.instruction_encoder."),
-)
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What safetensors calls the precisions of weights."""
+# What a caller of `load_official` would take away from it.
+_TAKEN = ("config", "key_mapping", "state_dict", "subfolder", "variant", "gguf_file")
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,6 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
         ValueError: the projector is unknown, or uses newline tokens or tiled images, which no released model does.
     """
     local, global_ = parse_projector_type(config["mm_projector_type"])
-    if "anyres" in (config.get("image_aspect_ratio") or ""):
-        raise ValueError(
-            f"image_aspect_ratio={config['image_aspect_ratio']!r} (tiled images) is not supported, only 'pad'"
-        )
     default = config.get("use_guide") or "off"
 
     def injection(branch: Branch | None) -> str:
@@ -149,23 +152,6 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
             stacklevel=2,
         )
     return fields
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file is missing or is no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent}: {path.name} is missing, so this is no model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object is expected")
-    return value
 
 
 def is_official(folder: str | Path) -> bool:
@@ -203,189 +189,287 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a checkpoint whose name begins with `prefix`."""
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    if name.startswith(prefix):
-                        yield name, tensors.get_tensor(name)
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise ValueError(f"{file}: not a valid safetensors file ({error})") from None
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if name.startswith(prefix):
+                    yield name, tensors.get_tensor(name)
+
+
+class TensorHeader(NamedTuple):
+    """What a safetensors file says of a tensor before its numbers.
+
+    Attributes:
+        shape: its sizes.
+        dtype: as safetensors calls it: F32, F16, BF16, ...
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its numbers."""
+        bits = int(re.sub(r"^\D+|(?<=\d)\D.*$", "", self.dtype) or 8)  # BOOL has a byte, F8_E4M3 eight bits
+        return prod(self.shape) * bits // 8
+
+
+def stored_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
+    """Return the precision that most of the numbers of a checkpoint are stored in."""
+    sizes: Counter[str] = Counter()
+    for header in headers.values():
+        sizes[header.dtype] += prod(header.shape)
+    return DTYPES.get(sizes.most_common(1)[0][0], torch.float32)
+
+
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Return what the files of a checkpoint say of its tensors; the numbers are not read."""
+    headers = {}
+    for file in weight_files(folder):
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(name)
+                headers[name] = TensorHeader(tuple(part.get_shape()), str(part.get_dtype()))
+    return headers
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a checkpoint, read from the headers alone."""
-    shapes = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise ValueError(f"{file}: not a valid safetensors file ({error})") from None
-    return shapes
+    return {name: header.shape for name, header in tensor_headers(folder).items()}
 
 
-def tower_configs(
-    folder: Path, name: str, shapes: dict[str, tuple[int, ...]]
-) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """Return the configurations of vision tower and instruction encoder that a released checkpoint names.
-
-    They are looked for as a path, inside the checkpoint, beside it, then on the hub. When none of these has them, they
-    are inferred from the shapes of the tensors, with a warning that says what was assumed.
-    """
-    places = [Path(name), folder / name, folder / Path(name).name, folder.parent / Path(name).name]
-    for place in places:
-        if (place / "config.json").is_file():
-            config = AutoConfig.from_pretrained(place)
-            break
-    else:
-        try:
-            config = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError):
-            return infer_siglip(name, shapes)
-    if not isinstance(config, SiglipConfig | CLIPConfig):
-        raise ValueError(f"mm_vision_tower={name!r} is a {config.model_type} model; SigLIP or CLIP is expected")
-    if isinstance(config, CLIPConfig):
-        # Inside a CLIP pair the projection belongs to neither half.
-        config.vision_config.projection_dim = config.text_config.projection_dim = config.projection_dim
-    return config.vision_config, config.text_config
-
-
-def infer_siglip(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[SiglipVisionConfig, SiglipTextConfig]:
-    """Infer a SigLIP pair from tensor shapes, as `tower_configs` does without the tower's own configuration.
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file.
 
     Raises:
-        ValueError: the tensors are not those of a SigLIP tower.
+        ValueError: it is none.
     """
-    vision, text = "model.vision_tower.vision_tower.vision_model.", "model.vision_tower.guide_encoder.text_model."
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"{file}: not a valid safetensors file ({error})") from None
 
-    def layers(prefix: str) -> int:
-        found = {
-            int(m.group(1)) for key in shapes if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", key))
-        }
-        return len(found)
 
-    def heads(width: int) -> int:
-        # so400m has heads of 72 channels, all other SigLIP sizes of 64.
-        return width // 72 if width % 72 == 0 else width // 64
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """A checkpoint in the layout of the release: all that is known of it before its weights are read.
 
-    patch = shapes.get(vision + "embeddings.patch_embedding.weight")
-    positions = shapes.get(vision + "embeddings.position_embedding.weight")
-    if patch is None or positions is None or len(patch) != 4 or positions[0] != round(positions[0] ** 0.5) ** 2:
+    Attributes:
+        name: as it was asked for.
+        folder: with its files.
+        fields: its `config.json`.
+        compressor: the fields of `HIComConfig` that say the same of its compressor.
+        headers: what its files say of its tensors.
+        tower: where the files of its dual encoder are.
+    """
+
+    name: str
+    folder: Path
+    fields: dict[str, Any]
+    compressor: dict[str, Any]
+    headers: dict[str, TensorHeader]
+    tower: Tower
+
+    @property
+    def aspect_ratio(self) -> Literal["pad", "square"]:
+        """How its frames become squares; the release squeezes them where its configuration says nothing."""
+        return "pad" if self.fields.get("image_aspect_ratio") == "pad" else "square"
+
+    def config(self) -> HIComConfig:
+        """Return the configuration of the model.
+
+        Raises:
+            ValueError: the tower is not at hand, and its sizes cannot be inferred.
+        """
+        text = {key: value for key, value in self.fields.items() if not _MULTIMODAL_KEYS.match(key)}
+        for key in ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype"):
+            text.pop(key, None)
+        if text.get("rope_scaling") is None:
+            text.pop("rope_scaling", None)  # the old name of a field that has a default
+        shapes = {name: header.shape for name, header in self.headers.items()}
+        vision_config, instruction_config = tower_configs(self.tower, shapes)
+        if self.aspect_ratio != "pad" and vision_config.model_type == "clip_vision_model":
+            raise ValueError(
+                f"image_aspect_ratio={self.fields.get('image_aspect_ratio')!r} with a CLIP tower, which crops, is not "
+                "supported, only 'pad'"
+            )
+        return HIComConfig(
+            vision_config=vision_config,
+            instruction_config=instruction_config,
+            text_config=OFFICIAL_MODEL_TYPES[self.fields["model_type"]](**text),
+            dtype=self.fields.get("torch_dtype"),
+            **self.compressor,
+        )
+
+    def load(self, dtype: torch.dtype | None = None, **kwargs: Any) -> HIComForConditionalGeneration:
+        """Return the model; see `load_official`."""
+        taken = sorted(kwargs.keys() & set(_TAKEN))
+        if taken:
+            raise ValueError(f"{self.name}: a checkpoint of the official release says its own {', '.join(taken)}")
+        config = self.config()
+        is_clip = config.vision_config.model_type == "clip_vision_model"
+        model = HIComForConditionalGeneration.from_pretrained(
+            self.folder,
+            config=config,
+            key_mapping=key_mapping(self.headers, is_clip=is_clip),
+            dtype=dtype or stored_dtype(self.headers),
+            **kwargs,
+        )
+        # Or it would be saved under the names that it was loaded from.
+        vars(model).pop("_weight_conversions", None)
+        return model
+
+
+def open_official(
+    name: str | Path,
+    *,
+    vision_tower: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> OfficialCheckpoint:
+    """Open a checkpoint in the layout of the release; arguments as in `load_official`.
+
+    Raises:
+        ValueError: it is no such checkpoint, files are missing or broken, or it uses something that cannot be loaded.
+    """
+    folder = find_model(name, revision=revision, token=token, cache_dir=cache_dir)
+    return describe_official(name, folder, None, vision_tower=vision_tower, token=token, cache_dir=cache_dir)
+
+
+def describe_official(
+    name: str | Path,
+    folder: Path,
+    headers: dict[str, TensorHeader] | None,
+    *,
+    vision_tower: str | Path | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+) -> OfficialCheckpoint:
+    """Return the same of a folder that is there already, whose weights may be elsewhere.
+
+    Args:
+        name: that the folder was asked for by.
+        folder: with at least the `config.json`.
+        headers: of the weights; None: read from the folder.
+        vision_tower: as in `load_official`, and so are `token` and `cache_dir`.
+        token: for the hub.
+        cache_dir: for downloads.
+
+    Raises:
+        ValueError: as `open_official`.
+    """
+    fields = read_json(folder / "config.json")
+    if fields.get("model_type") not in OFFICIAL_MODEL_TYPES:
         raise ValueError(
-            f"mm_vision_tower={name!r} is not at hand and the checkpoint's tower is no SigLIP whose sizes could be "
-            f"inferred; put the tower's folder (its config.json is enough) beside or inside the checkpoint"
+            f"{name}: not in the layout of the official release: model_type {fields.get('model_type')!r} is not one of "
+            f"{', '.join(OFFICIAL_MODEL_TYPES)}"
         )
-    width, patch_size, grid = patch[0], patch[2], round(positions[0] ** 0.5)
-    # so400m/384 does not fill its image with patches: 27 * 14 = 378.
-    image_size = 384 if (patch_size, grid) == (14, 27) else patch_size * grid
-    vision_config = SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=shapes[vision + "encoder.layers.0.mlp.fc1.weight"][0],
-        num_hidden_layers=layers(vision),
-        num_attention_heads=heads(width),
-        image_size=image_size,
-        patch_size=patch_size,
-    )
-    assumed = f"image {image_size}, patch {patch_size}, {vision_config.num_attention_heads} vision heads"
-    text_config = SiglipTextConfig(bos_token_id=None, eos_token_id=None)
-    tokens = shapes.get(text + "embeddings.token_embedding.weight")
-    if tokens is not None:
-        text_config = SiglipTextConfig(
-            vocab_size=tokens[0],
-            hidden_size=tokens[1],
-            intermediate_size=shapes[text + "encoder.layers.0.mlp.fc1.weight"][0],
-            num_hidden_layers=layers(text),
-            num_attention_heads=heads(tokens[1]),
-            max_position_embeddings=shapes[text + "embeddings.position_embedding.weight"][0],
-            projection_size=shapes[text + "head.weight"][0],
-        )
-        assumed += f", {text_config.num_attention_heads} text heads, text length {text_config.max_position_embeddings}"
-    warnings.warn(
-        f"the tower {name!r} is not at hand; its sizes were inferred from the checkpoint's tensors: {assumed}",
-        stacklevel=3,
-    )
-    return vision_config, text_config
-
-
-def official_config(folder: str | Path) -> HIComConfig:
-    """Return the configuration of a checkpoint in the layout of the release.
-
-    Raises:
-        ValueError: the folder is no such checkpoint, or it uses something that cannot be loaded.
-    """
-    folder = Path(folder)
-    official = read_json(folder / "config.json")
-    model_type = official.get("model_type")
-    if model_type not in OFFICIAL_MODEL_TYPES:
-        raise ValueError(f"{folder}: model_type={model_type!r} is not one of {', '.join(OFFICIAL_MODEL_TYPES)}")
-    missing = [key for key in ("mm_vision_tower", "mm_projector_type", "mm_vision_select_layer") if key not in official]
+    missing = [key for key in ("mm_vision_tower", "mm_projector_type", "mm_vision_select_layer") if key not in fields]
     if missing:
         raise ValueError(f"{folder / 'config.json'}: {', '.join(missing)} missing")
-    if official.get("mm_vision_select_feature", "patch") != "patch":
+    if fields.get("mm_vision_select_feature", "patch") != "patch":
         raise ValueError(
-            f"mm_vision_select_feature={official['mm_vision_select_feature']!r} is not supported, only 'patch'"
+            f"mm_vision_select_feature={fields['mm_vision_select_feature']!r} is not supported, only 'patch'"
         )
-    text = {key: value for key, value in official.items() if not _MULTIMODAL_KEYS.match(key)}
-    for key in ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype"):
-        text.pop(key, None)
-    vision_config, instruction_config = tower_configs(folder, official["mm_vision_tower"], tensor_shapes(folder))
-    return HIComConfig(
-        vision_config=vision_config,
-        instruction_config=instruction_config,
-        text_config=OFFICIAL_MODEL_TYPES[model_type](**text),
-        dtype=official.get("torch_dtype"),
-        **compressor_fields(official),
+    aspect_ratio = fields.get("image_aspect_ratio")
+    if aspect_ratio not in ("pad", "square", None):
+        raise ValueError(
+            f"image_aspect_ratio={aspect_ratio!r} (tiles of images) is not supported, only 'pad' and 'square'"
+        )
+    compressor = compressor_fields(fields)
+    if headers is None:
+        headers = tensor_headers(folder)
+    tower = find_tower(
+        fields["mm_vision_tower"],
+        folder,
+        vision_tower=vision_tower,
+        is_downloaded=find_local(name) is None,
+        token=token,
+        cache_dir=cache_dir,
+        with_tokenizer={compressor["local_injection"], compressor["global_injection"]} != {"none"},
     )
+    return OfficialCheckpoint(str(name), folder, fields, compressor, headers, tower)
 
 
-def rename(name: str, *, is_clip: bool) -> str:
-    """Return this library's name of a released tensor."""
-    for pattern, replacement in (*_RENAMES[:1], *_CLIP_RENAMES, *_RENAMES[3:]) if is_clip else _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def key_mapping(names: Iterable[str], *, is_clip: bool) -> dict[str, str]:
+    """Return this library's names of released tensors as `from_pretrained` of transformers takes them.
+
+    Args:
+        names: of all tensors of a checkpoint.
+        is_clip: whether its towers are a CLIP's.
+
+    Returns:
+        Pattern of a name, or of its start, and what it becomes.
+    """
+    parts = _LANGUAGE_MODEL | (_CLIP_PARTS if is_clip else _SIGLIP_PARTS)
+    mapping = {f"^{re.escape(start)}": target for start, target in parts.items()}
+    for name in names:
+        if name.startswith(_PROJECTOR):
+            target = name
+            for pattern, replacement in _PROJECTOR_RENAMES:
+                target = re.sub(pattern, replacement, target)
+            mapping[f"^{re.escape(name)}$"] = target
+    return mapping
 
 
-def load_official(path: str | Path, dtype: torch.dtype | None = None) -> HIComForConditionalGeneration:
+def load_official(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    vision_tower: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> HIComForConditionalGeneration:
     """Load a checkpoint in the layout of the official release (docs/checkpoints.md).
+
+    Tensors are read one at a time, so that beside the model memory holds little; with `device_map` each goes to its
+    device at once, and with `quantization_config` it is quantised as it comes.
 
     Args:
         path: a folder or a hub id. Sharded safetensors are fine; pickles are refused.
         dtype: precision to compute in; None keeps the stored one.
+        vision_tower: folder or hub id of the dual encoder, in place of the one that the checkpoint names.
+        revision: branch, tag or commit of a hub id.
+        token: for private and gated models.
+        cache_dir: folder for downloads; None: the hub's own cache.
+        **kwargs: passed on to `from_pretrained` of transformers, for example `device_map` or `quantization_config`.
 
     Raises:
         ValueError: files are missing or broken, or tensors are missing, unexpected or of another shape (all are named).
     """
-    folder = find_model(path)
-    config = official_config(folder)
-    is_clip = config.vision_config.model_type == "clip_vision_model"
-    state = {rename(name, is_clip=is_clip): tensor for name, tensor in read_tensors(folder)}
-    # What the release stores beside weights: constant buffers, the tower's own temperature, and, with direct injection
-    # in the global branch, learnable tokens that the instruction replaces.
-    unused = [name for name in state if name.endswith(("position_ids", "rotary_emb.inv_freq"))]
-    unused.append("model.vision_tower.logit_scale")
-    if config.global_injection == "direct":
-        unused.append("model.compressor.global_.query")
-    for name in unused:
-        state.pop(name, None)
-    return HIComForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype or next(iter(state.values())).dtype
-    )
+    checkpoint = open_official(path, vision_tower=vision_tower, revision=revision, token=token, cache_dir=cache_dir)
+    return checkpoint.load(dtype, **kwargs)
 
 
-def convert_official(source: str | Path, destination: str | Path, log: Callable[[str], None] = lambda _: None) -> Path:
+def convert_official(
+    source: str | Path,
+    destination: str | Path,
+    log: Callable[[str], None] = lambda _: None,
+    *,
+    vision_tower: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
     """Convert a released checkpoint to a folder that `from_pretrained` and the Auto classes load.
 
-    Model weights keep their precision. Tokenizers and the processor are written when the checkpoint (and, for the
-    instruction, its tower) has them; otherwise a warning says what is missing.
+    Weights keep their precision, and `generation_config.json` goes along. Tokenizers and the processor are written when
+    the checkpoint (and, for the instruction, its tower) has them; otherwise a warning says what is missing.
 
     Args:
         source: folder or hub id in the layout of the release.
         destination: a new or empty folder.
         log: called with a line for every step.
+        vision_tower: as in `load_official`, and so are the others.
+        revision: branch, tag or commit of a hub id.
+        token: for private and gated models.
+        cache_dir: folder for downloads.
 
     Returns:
         The destination.
@@ -398,14 +482,14 @@ def convert_official(source: str | Path, destination: str | Path, log: Callable[
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not empty; choose another destination")
-    folder = find_model(source)
-    if not is_official(folder):
-        raise ValueError(
-            f"{folder}: not in the layout of the official release (model_type {', '.join(OFFICIAL_MODEL_TYPES)})"
-        )
-    model = load_official(folder)
-    log(f"loaded {folder}")
-    processor = official_processor(folder, model)
+    checkpoint = open_official(source, vision_tower=vision_tower, revision=revision, token=token, cache_dir=cache_dir)
+    model = checkpoint.load()
+    log(f"loaded {checkpoint.folder}")
+    processor = None
+    try:
+        processor = official_processor(checkpoint, model)
+    except TokenizerMissing as error:
+        warnings.warn(f"no processor is made: {error}", stacklevel=2)
     destination.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(destination)
     log(f"wrote the model to {destination}")

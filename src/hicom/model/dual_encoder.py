@@ -31,7 +31,7 @@ from transformers import (
     SiglipModel,
 )
 
-from .hub import find_model
+from .hub import find_model, read_json
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of pixel values from 0 to 1, for red, green and blue."""
@@ -74,8 +74,8 @@ def tokenize_instructions(tokenizer: PreTrainedTokenizerBase, instructions: Sequ
     Warns:
         InstructionWarning: an instruction is too long and is cut.
     """
-    for text in instructions:
-        length = len(tokenizer(text)["input_ids"])
+    for text in dict.fromkeys(instructions):
+        length = len(tokenizer(text, verbose=False)["input_ids"])  # transformers' own warning is untrue: it is cut
         if length > limit:
             warnings.warn(
                 f"the instruction has {length} tokens, the instruction encoder takes {limit}; the rest does not "
@@ -83,12 +83,19 @@ def tokenize_instructions(tokenizer: PreTrainedTokenizerBase, instructions: Sequ
                 InstructionWarning,
                 stacklevel=3,
             )
-    return tokenizer(list(instructions), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    return tokenizer(
+        list(instructions),
+        padding="max_length",
+        padding_side="right",
+        max_length=limit,
+        truncation=True,
+        return_tensors="pt",
+    )
 
 
 def siglip_keys(last_FND: Tensor, head: Any) -> Tensor:
     """Return SigLIP's last hidden state, after its norm, in the text space: `float[F, h w, K]`."""
-    return last_FND + head.mlp(head.layernorm(last_FND))
+    return last_FND + head.mlp(head.layernorm(last_FND)).to(last_FND.device)
 
 
 class DualEncoder:
@@ -139,8 +146,6 @@ class DualEncoder:
         Raises:
             ValueError: there is no such folder, or no dual encoder in it.
         """
-        from .convert import read_json
-
         folder = find_model(path)
         kind = read_json(folder / "config.json").get("model_type")
         if kind not in {each.config_class.model_type for each in DUAL_ENCODERS}:

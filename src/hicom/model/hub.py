@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,27 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _OTHER_LAYOUTS = ("consolidated*", "original/*")
 # The HTTP library's own error (the library differs between versions of the hub's client) and OSError.
 HUB_ERRORS: tuple[type[Exception], ...] = tuple(HfHubHTTPError.__bases__)
+
+
+class HubUnreachable(ValueError):
+    """The hub does not answer, and no earlier download is here."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file is missing or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: {path.name} is missing, so this is no model folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object is expected")
+    return value
 
 
 def embedded_folder() -> Path:
@@ -86,7 +108,8 @@ def find_model(
         files: patterns of the files that are needed of a hub id.
 
     Raises:
-        ValueError: there is no such model, the hub refuses it or does not answer, or `revision` is given for a folder.
+        HubUnreachable: the hub does not answer, and no earlier download is here.
+        ValueError: there is no such model, the hub refuses it, or `revision` is given for a folder.
     """
     folder = find_local(name)
     if folder is not None:
@@ -106,7 +129,7 @@ def find_model(
         )
     except LocalEntryNotFoundError as error:
         reason = problem or _line(error)
-        raise ValueError(f"{name}: no such folder here, and no download from the hub ({reason})") from error
+        raise HubUnreachable(f"{name}: no such folder here, and no download from the hub ({reason})") from error
     except HUB_ERRORS as error:
         raise ValueError(f"{name}: the download from the hub failed ({_line(error)}); try again") from error
     if problem is not None and not constants.HF_HUB_OFFLINE:

@@ -7,6 +7,7 @@ contains the same words ("What is the best option for her?") stays as it is.
 """
 
 import re
+from collections.abc import Sequence
 
 PLACEHOLDERS = ("<video>", "<image>", "<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
@@ -22,6 +23,10 @@ _OPTIONS = tuple(
         r"(?:(?<=\?)|(?<=:))\s+(?P<first>A[.)])\s+\S.*?\s(?P<second>B[.)])\s+\S",
         _HEADER + r"\s*(?P<first>\(?1\s*[).:])\s*\S.*?\s(?P<second>\(?2\s*[).:])\s*\S",
     )
+)
+# Options without letters: all that stands behind their header, unless it asks something.
+_LIST = re.compile(
+    rf"(?:^|\n|(?<=[.?!])\s)[ \t]*{_HEADER}\s*(?!\(?1\s*[).:])(?=\S)(?!.*\?\s*(?:\n|\Z)).*", re.IGNORECASE | re.DOTALL
 )
 _OPTION_LINE = re.compile(r"\s*\(?(?:[A-Z]|\d{1,2})\s*[).:]\s*\S.*", re.IGNORECASE)
 
@@ -78,35 +83,13 @@ _OPEN_BRACKET = re.compile(r"(?<=:)\s*\(\s*$")
 _QUESTION = re.compile(r"(?:^|\n)\s*question\s*:\s*", re.IGNORECASE)
 
 
-# How chat templates mark a user's turn: ChatML, Llama 3, Llama 2 and Mistral, Vicuna. Blanks may have changed on the
-# way through a tokenizer.
-_USER_TURNS = (
-    r"<\|im_start\|>\s*user\b(.*?)(?:<\|im_end\|>|$)",
-    r"<\|start_header_id\|>\s*user\s*<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|$)",
-    r"\[INST\](?:\s*<<SYS>>.*?<</SYS>>)?(.*?)(?:\[/INST\]|$)",
-    r"\bUSER\s*:(.*?)(?:\bASSISTANT\s*:|$)",
-)
-
-
-def last_user_turn(prompt: str, pattern: str | None = None) -> str:
-    """Return what the user says last in a prompt as a chat template wrote it.
+def join_parts(parts: Sequence[str]) -> str:
+    """Return the text of a message whose content is given in parts; each stands on lines of its own.
 
     Args:
-        prompt: the whole prompt.
-        pattern: regular expression of a user's turn, whose first group is what is said; None: the known templates'.
-
-    Raises:
-        ValueError: no turn is found.
+        parts: texts, and placeholders where media stand, in order. This is also how vLLM writes them.
     """
-    for known in _USER_TURNS if pattern is None else (pattern,):
-        turns = re.findall(known, prompt, re.DOTALL)
-        if turns:
-            return str(turns[-1]).strip()
-    raise ValueError(
-        f"no user turn is found in the prompt {prompt[-200:]!r}: it is written in none of ChatML, Llama 2, Llama 3, "
-        "Mistral and Vicuna; pass user_turn, a regular expression whose first group is what the user says, or state "
-        "the instruction"
-    )
+    return "\n".join(parts)
 
 
 def extract_instruction(text: str) -> str:
@@ -122,6 +105,9 @@ def extract_instruction(text: str) -> str:
     text = _own_words(plain)
     found = _find_options(text)
     before, after = (text[: found.start()], text[found.start() :]) if found else (text, "")
+    listed = _LIST.search(before)
+    if listed and re.search(r"\w", before[: listed.start()]):
+        before = before[: listed.start()]
     instruction = _without_remarks(before)
     if not re.search(r"\w", instruction):  # options may also precede their question
         instruction = _without_remarks("\n".join(line for line in after.split("\n") if not _OPTION_LINE.match(line)))

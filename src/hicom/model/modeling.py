@@ -7,10 +7,13 @@ video or image, C LLM width.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import copy
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,7 +26,6 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    GenerationMixin,
     PreTrainedModel,
     Siglip2TextConfig,
     Siglip2TextModel,
@@ -35,10 +37,14 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
+from transformers.quantizers import AutoQuantizationConfig
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .compressor import Compression, CompressorOutput, HybridCompressor
 from .config import HIComConfig
 from .dual_encoder import frame_inputs, siglip_keys
+from .generation import MediaGenerationMixin
 from .hub import local_name
 from .ops import Window, check_video_index, repeat_videos
 from .readout import Readout
@@ -52,28 +58,17 @@ TOWERS: dict[type, type[PreTrainedModel]] = {
     CLIPTextConfig: CLIPTextModelWithProjection,
 }
 
-MEDIA_ARGUMENTS = (
-    "pixel_values",
-    "image_instruction_input_ids",
-    "image_instruction_attention_mask",
-    "pixel_values_videos",
-    "video_num_frames",
-    "instruction_input_ids",
-    "instruction_attention_mask",
-    "video_values",
-    "video_keys",
-    "window",
-    "compression",
-    "video_index",
-)
-
-
-class PromptWarning(UserWarning):
-    """A prompt is longer than the LLM was made for."""
-
-
 CACHE_NAMES = ("cache", "past_key_values")
 """What the LLM's cache is called from transformers 5.24 on, and before."""
+
+
+LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
+"""What `forward` hands to the loss beside logits and labels."""
+
+
+def tuple_on_request(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a method take `return_dict`, as transformers does."""
+    return can_return_tuple(method)
 
 
 def given_cache(past_key_values: Any) -> dict[str, Any]:
@@ -112,10 +107,20 @@ class HIComPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
+    _outer_prefix = ""
     _no_split_modules = ["HybridCompressor", "SiglipEncoderLayer", "Siglip2EncoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # What released checkpoints hold beside weights: constant buffers, the dual encoder's own temperature, and learnable
+    # tokens that an instruction replaces.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"(^|\.)position_ids$",
+        r"rotary_emb\.inv_freq$",
+        r"^model\.vision_tower\.logit_scale$",
+        r"^model\.compressor\.global_\.query$",
+    ]
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
 
     def enable_input_require_grads(self) -> None:
         """Have gradients reach the language model's input, as some ways to compute activations again need.
@@ -131,11 +136,18 @@ class HIComPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint as `transformers` does, but strictly; the name of an embedded model will do.
 
+        With `quantization_config` the towers, the compressor and the output matrix stay as they are, unless the
+        configuration itself says what stays. With `ignore_mismatched_sizes` tensors of another shape are made anew.
+
         Raises:
-            ValueError: tensors are missing, unexpected or of another shape; all are named.
+            ValueError: tensors are missing, unexpected or of another shape; all are named. Or `device_map` puts a part
+                off the devices that cannot be there.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        ignores_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs.setdefault("use_safetensors", True)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = cls._sparing(kwargs["quantization_config"])
         model, info = super().from_pretrained(
             local_name(pretrained_model_name_or_path),
             *args,
@@ -150,18 +162,65 @@ class HIComPreTrainedModel(PreTrainedModel):
             "of another shape": [
                 f"{key} {tuple(found)} (expected {tuple(wanted)})"
                 for key, found, wanted in sorted(info["mismatched_keys"])
+                if not ignores_shapes
             ],
         }
         raise_on_problems(str(pretrained_model_name_or_path), problems)
+        check_offload(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _sparing(cls, quantization: Any) -> Any:
+        """Return a quantisation that leaves `NOT_QUANTIZED` alone, unless it says itself what it leaves alone."""
+        if isinstance(quantization, dict):
+            quantization = AutoQuantizationConfig.from_dict(quantization)
+        quantization = copy.copy(quantization)
+        for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if getattr(quantization, name, ()) is None:
+                setattr(quantization, name, [module.removeprefix(cls._outer_prefix) for module in NOT_QUANTIZED])
+        return quantization
+
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs belong on; of a model with parts on disk the one that computes."""
+        found: torch.device = super().device
+        hook = getattr(self, "_hf_hook", None)
+        return found if found.type != "meta" or hook is None else torch.device(hook.execution_device)
+
+
+def check_offload(model: nn.Module) -> None:
+    """Raise ValueError where `device_map` keeps a module off its device that reads a weight of a part of itself."""
+    for name, module in model.named_modules():
+        weight = getattr(getattr(module, "position_embedding", None), "weight", None)
+        if isinstance(module, Siglip2VisionEmbeddings) and weight is not None and weight.device.type == "meta":
+            raise ValueError(
+                f"device_map offloads {name}, which SigLIP 2 cannot compute from there; give {name} a device of its own"
+            )
+
+
+class TensorMismatch(ValueError):
+    """Tensors of a checkpoint do not fit the model.
+
+    Args:
+        name: of the checkpoint.
+        problems: kind of problem -> names of the tensors that have it.
+    """
+
+    def __init__(self, name: str, problems: dict[str, list[str]]) -> None:
+        self.problems = problems
+        parts = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items()]
+        super().__init__(f"the checkpoint {name} does not fit the model: tensors {'; '.join(parts)}")
 
 
 def raise_on_problems(name: str, problems: dict[str, list[str]]) -> None:
-    """Raise a ValueError that names every tensor of `problems` (kind -> names), if there is any."""
-    parts = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if parts:
-        raise ValueError(f"the checkpoint {name} does not fit the model: tensors {'; '.join(parts)}")
+    """Raise a TensorMismatch that names every tensor of `problems` (kind -> names), if there is any."""
+    found = {kind: names for kind, names in problems.items() if names}
+    if found:
+        raise TensorMismatch(name, found)
 
+
+NOT_QUANTIZED = ("model.vision_tower", "model.instruction_encoder", "model.compressor", "lm_head")
+"""Modules that stay as they are where a model is quantised: what trains as a whole, is small or would lose most."""
 
 TAPPED: ContextVar[list[Tensor] | None] = ContextVar("TAPPED", default=None)
 """Where the hidden state of the vision tower goes that is wanted: every thread has its own."""
@@ -184,12 +243,14 @@ def tap(tower: nn.Module, number: int) -> RemovableHandle | None:
     if not 0 <= number < len(layers):
         return None
 
-    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        box = TAPPED.get()
-        if box is not None:
-            box.append(args[0])
-
     return layers[number].register_forward_pre_hook(keep)
+
+
+def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Put what goes into a layer into `TAPPED`, where it is wanted; knows no model, so that copies may have it."""
+    box = TAPPED.get()
+    if box is not None:
+        box.append(args[0])
 
 
 def make_compressor(config: HIComConfig) -> nn.Module:
@@ -240,17 +301,23 @@ class VisualParts:
             else None
         )
         self.compressor = make_compressor(config)
-        self.tapped = tap(self.vision_tower, config.vision_feature_layer)
+        self.replace_vision_tower(self.vision_tower)
 
-    def replace_vision_tower(self, tower: nn.Module) -> None:
+    def replace_vision_tower(self, tower: Any) -> None:
         """Use another tower of the same kind and sizes."""
         self.vision_tower = tower
+        # SigLIP's head would pool the patches, for nobody, and by an attention that reads weights of a layer that it
+        # does not call, which have to be in memory then. Its MLP makes keys (`siglip_keys`).
+        if hasattr(tower, "use_head"):
+            tower.use_head = False
         self.tapped = tap(tower, self.config.vision_feature_layer)
 
     def release_vision_tower(self) -> nn.Module:
         """Return the tower for use elsewhere: nothing here hears of its hidden states any more."""
         if self.tapped is not None:
             self.tapped.remove()
+        if hasattr(self.vision_tower, "use_head"):
+            self.vision_tower.use_head = self.config.vision_config.vision_use_head
         return self.vision_tower
 
     def token_count(
@@ -258,7 +325,7 @@ class VisualParts:
     ) -> int:
         """Return the visual tokens of a video of `num_frames` frames (an image is one frame)."""
         grid = self.config.grid_size
-        kwargs = {"compression": compression} if isinstance(self.compressor, HybridCompressor) else {}
+        kwargs = {"compression": compression} if self.compressor.has_modes else {}
         return int(self.compressor.token_count(num_frames, grid, grid, window, **kwargs))
 
     def encode_frames(self, pixel_values: Tensor) -> VisionFeatures:
@@ -389,7 +456,7 @@ class VisualParts:
         Raises:
             ValueError: the instruction is missing, or a mode does not exist for this compressor.
         """
-        if not isinstance(self.compressor, HybridCompressor):
+        if not self.compressor.has_modes:
             if compression != "conditional":
                 raise ValueError(f"compression={compression!r} exists for the hicom compressor only; leave it out")
             values = features.values
@@ -424,6 +491,7 @@ class VisualParts:
             has_motion=features.has_motion,
         )
 
+    @tuple_on_request
     def get_video_features(
         self,
         pixel_values_videos: Tensor | None = None,
@@ -435,7 +503,6 @@ class VisualParts:
         window: Window | None = None,
         compression: Compression = "conditional",
         video_index: Tensor | None = None,
-        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Return the visual tokens of videos.
 
@@ -450,10 +517,10 @@ class VisualParts:
             compression: `conditional`, `unguided` or `off`.
             video_index: `int[Q]`, the video that each of Q instructions is about, so that a video that is asked about
                 often is encoded once; None: each its own, in order.
-            **kwargs: accepted because transformers adds `return_dict`.
 
         Returns:
-            An output whose `pooler_output` is a tuple of `float[N_v, C]`, one a video or entry of `video_index`.
+            An output whose `pooler_output` is a tuple of `float[N_v, C]`, one a video or entry of `video_index`; with
+            `return_dict=False` a tuple of it.
 
         Raises:
             ValueError: neither or both of frames and features are given, or counts disagree.
@@ -477,6 +544,7 @@ class VisualParts:
         )
         return BaseModelOutputWithPooling(pooler_output=output.tokens)
 
+    @tuple_on_request
     def get_image_features(
         self,
         pixel_values: Tensor,
@@ -484,7 +552,6 @@ class VisualParts:
         instruction_attention_mask: Tensor | None = None,
         window: Window | None = None,
         compression: Compression = "conditional",
-        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Return the visual tokens of images, each a video of one frame.
 
@@ -494,12 +561,12 @@ class VisualParts:
             instruction_attention_mask: `int[I, L]` or None.
             window: (T, H, W) in place of the model's.
             compression: `conditional`, `unguided` or `off`.
-            **kwargs: accepted because transformers adds `return_dict`.
 
         Returns:
-            An output whose `pooler_output` is a tuple of `float[N_i, C]`, one an image.
+            An output whose `pooler_output` is a tuple of `float[N_i, C]`, one an image; as for videos.
         """
         return self.get_video_features(
+            return_dict=True,
             pixel_values_videos=pixel_values,
             video_num_frames=torch.ones(len(pixel_values), dtype=torch.long),
             instruction_input_ids=instruction_input_ids,
@@ -512,7 +579,8 @@ class VisualParts:
 class HIComModel(VisualParts, HIComPreTrainedModel):
     """Vision tower, instruction encoder, compressor and LLM without its output matrix."""
 
-    # A folder of the whole model also holds the output matrix.
+    # A folder of the whole model has one more module around this one, and also holds the output matrix.
+    _outer_prefix = "model."
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: HIComConfig) -> None:
@@ -568,7 +636,12 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
         mode = compression or "conditional"
         if pixel_values is not None:
             images = self.get_image_features(
-                pixel_values, image_instruction_input_ids, image_instruction_attention_mask, window, mode
+                pixel_values,
+                image_instruction_input_ids,
+                image_instruction_attention_mask,
+                window,
+                mode,
+                return_dict=True,
             )
             embeddings = place_tokens(embeddings, input_ids, self.config.image_token_id, images.pooler_output, "image")
         elif "pixel_values" in expected_media:
@@ -584,6 +657,7 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
                 window,
                 mode,
                 video_index,
+                return_dict=True,
             )
             embeddings = place_tokens(embeddings, input_ids, self.config.video_token_id, videos.pooler_output, "video")
         else:
@@ -618,6 +692,21 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
         # A sum over none of the tokens, not zero times one over all: that would not be zero if they overflowed.
         return tokens[:0].sum()
 
+    def check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError where the LLM takes none of an argument that is passed on to it."""
+        unknown = kwargs.keys() - TransformersKwargs.__optional_keys__ - set(CACHE_NAMES)
+        if not unknown:
+            return
+        parameters = inspect.signature(self.language_model.forward).parameters
+        unknown -= parameters.keys()
+        if unknown:
+            known = sorted({*inspect.signature(HIComForConditionalGeneration.forward).parameters, *parameters})
+            name = min(unknown)
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"forward takes no argument {name!r}{hint}")
+
+    @tuple_on_request
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -644,6 +733,9 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
         """Run the LLM over text and visual tokens; arguments as in `HIComForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
+        if inputs_embeds is not None and any(x is not None for x in (pixel_values, pixel_values_videos, video_values)):
+            raise ValueError("inputs_embeds hold the whole prompt; pass either these or media")
+        self.check_arguments(kwargs)
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(
@@ -667,6 +759,7 @@ class HIComModel(VisualParts, HIComPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **given_cache(past_key_values),
             **kwargs,
         )
@@ -686,10 +779,10 @@ def place_tokens(
             "use HIComProcessor with the same frames and window, or expand placeholders by token_count"
         )
     packed = torch.cat(tokens).to(embeddings)
-    return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), packed)
+    return embeddings.masked_scatter(mask.to(embeddings.device)[..., None].expand_as(embeddings), packed)
 
 
-class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
+class HIComForConditionalGeneration(HIComPreTrainedModel, MediaGenerationMixin):
     """HICom with the LLM's output matrix: answers questions about videos, and is trained to."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -702,11 +795,18 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_official(cls, path: str, dtype: torch.dtype | None = None) -> Self:
+    def from_official(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        *,
+        vision_tower: str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Load a checkpoint in the layout of the official release; see `hicom.model.convert.load_official`."""
         from .convert import load_official
 
-        return load_official(path, dtype=dtype)
+        return load_official(path, dtype=dtype, vision_tower=vision_tower, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding."""
@@ -732,6 +832,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
         """Run the vision tower; see `HIComModel.encode_frames`."""
         return self.model.encode_frames(pixel_values)
 
+    @tuple_on_request
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -783,12 +884,13 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             logits_to_keep: compute logits, and the loss, of the last so many places only; 0: of all.
             expected_media: names of media arguments whose modules run in any case, on an empty frame where this batch
                 has none: processes that train together must all make the same calls.
-            **kwargs: passed on to the LLM and the loss.
+            **kwargs: passed on to the LLM and the loss; `return_dict=False` returns a tuple.
 
         Raises:
-            ValueError: media, instructions and placeholders disagree; both numbers are named.
+            ValueError: media, instructions and placeholders disagree; both numbers are named. Or an argument is none of
+                the model's, the LLM's or the loss's.
         """
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        loss_kwargs = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -808,6 +910,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             video_index=video_index,
             expected_media=expected_media,
             use_cache=use_cache,
+            return_dict=True,
             **given_cache(past_key_values),
             **kwargs,
         )
@@ -822,42 +925,3 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, GenerationMixin):
             attentions=output.attentions,
             **returned_cache(output),
         )
-
-    @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Generate as `transformers` does; media are encoded and compressed exactly once, before the first token.
-
-        Takes all arguments of `forward` that carry media or instruction beside those of `GenerationMixin.generate`.
-        Returns prompt and answer, `int[B, sequence]`, as decoders do.
-
-        Warns:
-            PromptWarning: a prompt is longer than the LLM was made for; many frames make long prompts.
-        """
-        media = {name: kwargs.pop(name) for name in MEDIA_ARGUMENTS if name in kwargs}
-        input_ids = kwargs.pop("input_ids", inputs)
-        if any(media.get(name) is not None for name in ("pixel_values", "pixel_values_videos", "video_values")):
-            if input_ids is None:
-                raise ValueError("media need input_ids with their placeholders")
-            # Embeddings of the whole prompt: beams and returned sequences then repeat them, not the encoder's work.
-            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)
-        if input_ids is not None:
-            kwargs["input_ids"] = input_ids
-        prompt = input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-        if prompt is not None:
-            self._check_length(prompt, kwargs.get("attention_mask"))
-        return super().generate(*args, **kwargs)
-
-    def _check_length(self, prompt: Tensor, attention_mask: Tensor | None) -> None:
-        """Warn where the longest of some prompts, `[B, sequence, ...]`, is longer than the LLM was made for."""
-        # transformers looks for the limit in the outer configuration, which has none, and so would say nothing.
-        limit = int(self.config.text_config.max_position_embeddings)
-        length = prompt.shape[1]
-        if length > limit and attention_mask is not None:
-            length = int(attention_mask.sum(1).max())
-        if length > limit:
-            warnings.warn(
-                f"the prompt has {length:,} tokens, the language model was made for {limit:,} "
-                "(max_position_embeddings): expect worse answers; choose fewer frames, or a budget of visual tokens",
-                PromptWarning,
-                stacklevel=4,
-            )

@@ -180,12 +180,12 @@ class TimePlan:
     counts: list[int]
     is_view: bool
 
-    def to(self, x: Tensor) -> TimePlan:
-        """Return the plan on the device of `x`, its fractions in the type of `x`."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> TimePlan:
+        """Return the plan on a device, its fractions in a type; called as a tensor's `to`, since accelerate does."""
         tensors = (self.index, self.low, self.high, self.video)
-        index, low, high, video = (places.to(x.device, non_blocking=True) for places in tensors)
-        mask = None if self.mask is None else self.mask.to(x.device, non_blocking=True)
-        fraction = self.fraction.to(x, non_blocking=True)
+        index, low, high, video = (places.to(device, non_blocking=True) for places in tensors)
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        fraction = self.fraction.to(device, dtype, non_blocking=True)
         return TimePlan(index, mask, low, high, fraction, video, self.counts, self.is_view)
 
     def slice(self, first: int, last: int, offset: int) -> TimePlan:

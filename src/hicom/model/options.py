@@ -89,7 +89,7 @@ class MatchEvidence(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the addition `float[..., D]` for `match_features` of every head, `float[..., 2 heads]`."""
-        return self.proj(features.to(self.proj.weight.dtype))
+        return self.proj(features)
 
 
 class MotionFeatures(nn.Module):

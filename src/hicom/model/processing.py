@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,16 +15,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..square import Square
 from ..video import FrameReader, VideoFrames, open_frames, read_frames
 from .baselines import build_compressor
+from .call_options import GROUPS, CallOptions, check_total_pixels, known_names
 from .compressor import Compression
 from .config import HIComConfig
-from .convert import read_json
+from .conversation import ChatRenderer, as_texts, choose_template, refuse_without_tokens, split_variables
+from .convert import OfficialCheckpoint
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
 from .hub import local_name
 from .instruction import extract_instruction
+from .media_inputs import Kind, Medium, as_media, check_places, frame_choice, load_source, metadata_of, with_metadata
 from .modeling import HIComForConditionalGeneration
 from .ops import Window, check_window, choose_window, token_count
+from .token_rows import Layout, tokenize_rows
+from .tower import TokenizerMissing
+from .turns import UserTurns, last_turn_or_text
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -33,6 +40,24 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML, for LLMs whose tokenizer brings no template of its own."""
+OWN_ARGUMENTS = (
+    "images",
+    "text",
+    "videos",
+    "audio",
+    "instruction",
+    "video_num_frames",
+    "window",
+    "compression",
+    "answer_starts",
+    "assistant_spans",
+)
+"""Arguments of a call beside the standard ones."""
+_GIVEN_BESIDE = {"videos": ("videos", "video_num_frames"), "images": ("images",)}
+
+
+WAYS = {"pixels": ("exact", "fast"), "image_aspect_ratio": ("pad", "square"), "short_videos": ("once", "repeat")}
+"""How a processor makes pixels of videos: what each of these arguments may be."""
 
 
 class HIComProcessor(ProcessorMixin):
@@ -54,6 +79,11 @@ class HIComProcessor(ProcessorMixin):
         compressor_options: keyword arguments of a baseline.
         max_instruction_length: longest instruction in tokens; all are padded to it.
         mask_instruction: whether the instruction encoder takes an attention mask (CLIP does, SigLIP does not).
+        pixels: `fast` scales frames in the decoder; `exact` makes of every whole frame what Pillow would, as released
+            weights had it in training, at a cost (`docs/results/pixels.md`).
+        image_aspect_ratio: `pad` puts frames into the middle of a square of the mean colour; `square` squeezes them.
+        short_videos: `once` takes every frame of a video with fewer than `num_frames` frames once; `repeat` fills up
+            with repeated ones, spread evenly, as released weights had it in training.
         video_token: placeholder of a video in prompts.
         image_token: placeholder of an image.
         chat_template: Jinja template; None: the tokenizer's own, else ChatML.
@@ -76,6 +106,9 @@ class HIComProcessor(ProcessorMixin):
         compressor_options: dict[str, Any] | None = None,
         max_instruction_length: int = 64,
         mask_instruction: bool = False,
+        pixels: Literal["exact", "fast"] = "fast",
+        image_aspect_ratio: Literal["pad", "square"] = "pad",
+        short_videos: Literal["once", "repeat"] = "once",
         video_token: str = "<video>",
         image_token: str = "<image>",
         chat_template: str | None = None,
@@ -93,6 +126,12 @@ class HIComProcessor(ProcessorMixin):
         self.compressor_options = compressor_options
         self.max_instruction_length = max_instruction_length
         self.mask_instruction = mask_instruction
+        self.pixels = pixels
+        self.image_aspect_ratio = image_aspect_ratio
+        self.short_videos = short_videos
+        for name, known in WAYS.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
         self.video_token = video_token
         self.image_token = image_token
         for token in (video_token, image_token):
@@ -107,6 +146,8 @@ class HIComProcessor(ProcessorMixin):
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"  # as generation needs it; files of most LLMs say right
+        self._other_templates: list[str] = []
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +211,7 @@ class HIComProcessor(ProcessorMixin):
     # Media
 
     def pixel_values(self, frames: np.ndarray) -> Tensor:
-        """Turn frames into what the vision tower takes: padded to a square with the mean colour, resized, normalised.
+        """Turn frames into what the vision tower takes: squares (padded or squeezed), resized, normalised.
 
         Args:
             frames: `uint8[T, H, W, 3]`.
@@ -178,20 +219,47 @@ class HIComProcessor(ProcessorMixin):
         Returns:
             `float32[T, 3, S, S]`.
         """
+        size = self.reading_size
+        if isinstance(size, Square):
+            frames = np.stack([size.make(frame) for frame in check_frames(frames)])
         return to_pixels(frames, self.image_size, self.image_mean, self.image_std)
+
+    @property
+    def reading_size(self) -> int | Square:
+        """Size that `read_frames` gives frames for this model, so that memory never holds them whole.
+
+        Squeezed frames are always made exactly: the decoder would keep too few rows of a wide one.
+        """
+        if self.image_aspect_ratio == "square":
+            return Square(self.image_size, None)
+        red, green, blue = (int(mean * 255) for mean in self.image_mean)
+        return Square(self.image_size, (red, green, blue)) if self.pixels == "exact" else self.image_size
+
+    @property
+    def reading_options(self) -> dict[str, Any]:
+        """The same, and whether short videos are filled up, in plain values for another process."""
+        size = self.reading_size
+        square = {"is_square": True, "color": size.color} if isinstance(size, Square) else {}
+        return {"size": self.image_size, "repeat": self.short_videos == "repeat"} | square
+
+    @property
+    def pixels_key(self) -> dict[str, Any]:
+        """All that pixels depend on beside the video and the choice of its frames, for keys of caches."""
+        names = ("image_size", "image_mean", "image_std", "pixels", "image_aspect_ratio", "short_videos")
+        return {name: getattr(self, name) for name in names}
 
     def open_video(self, source: Any, **choice: Any) -> FrameReader:
         """Open a video to read its chosen frames in chunks; arguments as in `read_video`."""
-        return open_frames(source, size=self.image_size, **self._choice(choice))
+        return open_frames(source, size=self.reading_size, **self._choice(choice))
 
     def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         choice = {name: value for name, value in choice.items() if value is not None}
-        return (
-            choice if {"num_frames", "fps", "timestamps_s"} & set(choice) else choice | {"num_frames": self.num_frames}
-        )
+        if not {"num_frames", "fps", "timestamps_s", "max_frames"} & set(choice):
+            choice["num_frames"] = self.num_frames
+        return {"repeat": self.short_videos == "repeat"} | choice
 
     def read_video(self, source: Any, **choice: Any) -> VideoFrames:
-        """Read the chosen frames of a video, scaled in the decoder to the size that the vision tower takes.
+        """Read the chosen frames of a video, in the size that the vision tower takes.
 
         Args:
             source: anything `hicom.read_frames` reads, or frames it has read.
@@ -199,7 +267,7 @@ class HIComProcessor(ProcessorMixin):
         """
         if isinstance(source, VideoFrames):
             return source
-        return read_frames(source, size=self.image_size, **self._choice(choice))
+        return read_frames(source, size=self.reading_size, **self._choice(choice))
 
     # Text
 
@@ -212,231 +280,270 @@ class HIComProcessor(ProcessorMixin):
         batch = tokenize_instructions(self.instruction_tokenizer, instructions, self.max_instruction_length)
         return batch["input_ids"], batch["attention_mask"] if self.mask_instruction else None
 
-    def _placeholders(self, text: str) -> str:
-        """Return a text whose `<video>` and `<image>`, as datasets write them, are this model's placeholders."""
-        return text.replace("<video>", self.video_token).replace("<image>", self.image_token)
+    @property
+    def _tokens(self) -> dict[Kind, str]:
+        """The placeholders, by kind of media."""
+        return {"video": self.video_token, "image": self.image_token}
 
-    def _media_kinds(self, text: str) -> list[str]:
+    def _media_kinds(self, text: str) -> list[Kind]:
         """Return the kinds of the placeholders of a prompt, in reading order."""
-        kinds = {self.video_token: "video", self.image_token: "image"}
-        places = [(place, kind) for token, kind in kinds.items() for place in _find_all(text, token)]
-        return [kind for _, kind in sorted(places)]
+        kinds = {token: kind for kind, token in self._tokens.items()}
+        return [kinds[token] for token in re.findall("|".join(map(re.escape, kinds)), text)]
 
     def __call__(
         self,
-        text: str | Sequence[str],
         images: Any = None,
+        text: str | Sequence[str] | None = None,
         videos: Any = None,
+        audio: Any = None,
+        *,
         instruction: str | Sequence[str] | None = None,
         video_num_frames: Sequence[int] | None = None,
         window: Window | None = None,
         compression: Compression = "conditional",
         answer_starts: Sequence[int] | None = None,
-        num_frames: int | None = None,
-        fps: float | None = None,
-        start_s: float | None = None,
-        end_s: float | None = None,
+        assistant_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Make model inputs.
+        """Make model inputs; order and meaning of the arguments are those of transformers' processors.
 
         Args:
+            images: an image (path, URL, PIL image, array or tensor of height, width and channels in either order), a
+                list in reading order over all prompts, or a list of lists, one a prompt.
             text: prompts, with a placeholder for every medium. `apply_chat_template` makes them of conversations.
-            images: an image (path, PIL image or `uint8[H, W, 3]`) or a list, in reading order over all prompts.
-            videos: a video (path, bytes, file object, folder, `uint8[T, H, W, 3]`, `VideoFrames`) or a list, likewise.
+            videos: likewise: anything `hicom.read_frames` reads, a URL, an array or tensor of frames, a list of
+                pictures, `VideoFrames`, or a dictionary like a message's part, with options of this video alone.
+            audio: nothing; the model hears nothing.
             instruction: what steers the compressor, for all prompts or one a prompt; None: the prompt's last user turn.
             video_num_frames: frames of every video, for features kept from `encode_frames`, in place of `videos`.
             window: (T, H, W) that the model will be called with, in place of the default.
             compression: mode that the model will be called with.
             answer_starts: where in each text the answer starts, in characters; adds `labels` with the loss on it alone.
-            num_frames: frames chosen of every video.
-            fps: frames a second in place of `num_frames`.
-            start_s: start of the part of every video that counts, in seconds.
-            end_s: its end.
-            **kwargs: none is known; named in the error.
+            assistant_spans: where in each text answers stand, first and last character; adds `assistant_masks`.
+            **kwargs: the standard arguments of processors, by themselves or in `text_kwargs`, `images_kwargs` and
+                `videos_kwargs`. Of texts: `padding`, `padding_side` (default: the tokenizer's, made left when a
+                processor is made), `pad_to_multiple_of`, `truncation`, `max_length`, `add_special_tokens` (default
+                False: chat templates write them), `return_attention_mask`, `return_mm_token_type_ids` and
+                `return_tensors` (`pt`, `np`, or None for lists of tokens beside tensors of media). Of videos:
+                `num_frames`, `fps`, `timestamps_s`, `start_s`, `end_s`, `max_frames`, `source_fps`, `snap`,
+                `do_sample_frames` (False: all frames), `video_metadata` and `return_metadata`. Others are taken where
+                they change nothing.
 
         Returns:
-            `input_ids`, `attention_mask` (left-padded) and what there is of `pixel_values_videos`, `video_num_frames`,
+            `input_ids`, `attention_mask` and what there is of `pixel_values_videos`, `video_num_frames`,
             `instruction_input_ids`, `instruction_attention_mask`, `pixel_values`, `image_instruction_input_ids`,
             `image_instruction_attention_mask` and `labels`, under the names of the model's arguments.
 
         Raises:
-            ValueError: media and placeholders differ in number, or an argument is unknown.
+            ValueError: media and placeholders differ in number; an argument is unknown, or would change the result and
+                cannot.
         """
-        kwargs.pop("return_tensors", None)
-        kwargs.pop("padding", None)
-        if kwargs:
-            raise ValueError(f"HIComProcessor does not know the arguments {', '.join(kwargs)}")
-        texts = [self._placeholders(t) for t in ([text] if isinstance(text, str) else text)]
+        options = self._options(kwargs)
+        if audio is not None and not (isinstance(audio, list | tuple) and not audio):
+            raise ValueError("audio is given, but HICom models hear nothing; leave it out")
+        layout = Layout.of(options.text, self.tokenizer)
+        texts = as_texts(text, images, self._tokens)
+        all_videos, videos_per_prompt = as_media("video", videos, self.image_size)
+        all_images, images_per_prompt = as_media("image", images, self.image_size)
+        if all_videos and video_num_frames is not None:
+            raise ValueError("videos and video_num_frames are both given; the second is for features kept of them")
+        frames = [] if video_num_frames is None else list(video_num_frames)
+        kinds = [self._media_kinds(prompt) for prompt in texts or ()]
+        if texts is not None:  # before anything is read
+            places = {kind: [prompt.count(kind) for prompt in kinds] for kind in ("video", "image")}
+            check_places("video", places["video"], len(all_videos) or len(frames), videos_per_prompt)
+            check_places("image", places["image"], len(all_images), images_per_prompt)
         data: dict[str, Any] = {}
-        if videos is not None:
-            read = [
-                self.read_video(video, num_frames=num_frames, fps=fps, start_s=start_s, end_s=end_s)
-                for video in (videos if isinstance(videos, list | tuple) else [videos])
-            ]
-            video_num_frames = [len(video.frames) for video in read]
-            data["pixel_values_videos"] = torch.cat([self.pixel_values(video.frames) for video in read])
-        num_images = 0
-        if images is not None:
-            stills = [
-                read_frames(image, num_frames=1) for image in (images if isinstance(images, list | tuple) else [images])
-            ]
-            num_images = len(stills)
-            data["pixel_values"] = torch.cat([self.pixel_values(still.frames) for still in stills])
-
-        kinds = [self._media_kinds(prompt) for prompt in texts]
-        for kind, given in (("video", len(video_num_frames or ())), ("image", num_images)):
-            found = sum(prompt.count(kind) for prompt in kinds)
-            if found != given:
-                raise ValueError(f"the prompts have {found} {kind} placeholders, but {given} {kind}s are given")
-
-        counts = {
-            self.video_token_id: iter(
-                [self.token_count(frames, window, compression) for frames in video_num_frames or ()]
-            ),
-            self.image_token_id: iter([self.token_count(1, window, compression)] * num_images),
-        }
-        rows, labels = [], []
-        for number, prompt in enumerate(texts):
-            encoding = self.tokenizer(
-                prompt, add_special_tokens=False, return_offsets_mapping=answer_starts is not None
-            )
-            repeats = [next(counts[i]) if i in counts else 1 for i in encoding["input_ids"]]
-            rows.append(np.repeat(encoding["input_ids"], repeats))
-            if answer_starts is not None:
-                labels.append(np.repeat(self._labels(encoding, answer_starts[number]), repeats))
-        data["input_ids"], data["attention_mask"] = _pad_left(rows, self.tokenizer.pad_token_id)
-        if answer_starts is not None:
-            data["labels"], _ = _pad_left(labels, -100)
-
-        if video_num_frames:
-            data["video_num_frames"] = torch.tensor(list(video_num_frames))
-        if self.is_conditional and compression == "conditional":
-            if instruction is None:
-                instruction = [extract_instruction(self._last_user_turn(prompt)) for prompt in texts]
-            elif isinstance(instruction, str):
-                instruction = [instruction] * len(texts)
-            if len(instruction) != len(texts):
-                raise ValueError(f"{len(instruction)} instructions for {len(texts)} prompts")
-            for kind, name in (("video", ""), ("image", "image_")):
-                # Every medium of a prompt is compressed under that prompt's instruction.
-                per_medium = [
-                    line for line, prompt in zip(instruction, kinds, strict=True) for k in prompt if k == kind
-                ]
-                if per_medium:
-                    ids, mask = self.instruction_inputs(per_medium)
-                    data[f"{name}instruction_input_ids"] = ids
-                    if mask is not None:
-                        data[f"{name}instruction_attention_mask"] = mask
+        if all_videos:
+            frames = self._add_videos(data, all_videos, options)
+        if all_images:
+            data["pixel_values"] = torch.cat([self._image_pixels(medium, options) for medium in all_images])
+        if frames:
+            data["video_num_frames"] = torch.tensor(frames)
+        if texts is not None:
+            counts = {
+                self.video_token_id: [self.token_count(n, window, compression) for n in frames],
+                self.image_token_id: [self.token_count(1, window, compression)] * len(all_images),
+            }
+            rows = tokenize_rows(self.tokenizer, texts, counts, options.text, answer_starts, assistant_spans)
+            data = layout.batch(rows, counts, self.tokenizer.pad_token_id) | data
+            if self.is_conditional and compression == "conditional":
+                data |= self._instructions(texts, kinds, instruction)
+        if options.text.get("return_tensors") == "np":
+            data = {name: x.numpy() if isinstance(x, Tensor) else x for name, x in data.items()}
         return BatchFeature(data)
 
-    def _labels(self, encoding: Any, start: int) -> np.ndarray:
-        """Return the tokens of the answer that starts at character `start`, up to its end token; -100 elsewhere."""
-        ids = np.array(encoding["input_ids"])
-        is_answer = np.array([offset[0] >= start for offset in encoding["offset_mapping"]])
-        ends = np.flatnonzero(is_answer & (ids == self.tokenizer.eos_token_id))
-        if len(ends):
-            is_answer[ends[0] + 1 :] = False
-        return np.where(is_answer, ids, -100)
+    def _options(self, given: dict[str, Any]) -> CallOptions:
+        """Return the standard arguments of a call, checked."""
+        defaults = {group: getattr(self, group, None) or {} for group in GROUPS}
+        return CallOptions.of(given, defaults, self.image_size, (self.image_mean, self.image_std), OWN_ARGUMENTS)
+
+    def _add_videos(self, data: dict[str, Any], media: list[Medium], options: CallOptions) -> list[int]:
+        """Read videos into `data`, and return how many frames each has."""
+        read, counts = [], []
+        for medium in with_metadata(media, options.videos.get("video_metadata")):
+            source, choice = frame_choice(medium, options.videos)
+            video = self.read_video(source, **choice)
+            total = medium.options.get("total_pixels", options.videos.get("total_pixels"))
+            check_total_pixels(total, len(video.frames), self.image_size)
+            read.append(video)
+            counts.append(len(video.frames))
+        pixels = torch.cat([self.pixel_values(video.frames) for video in read])
+        data["pixel_values_videos"] = pixels.to(options.videos.get("device"))
+        if options.videos.get("return_metadata"):
+            data["video_metadata"] = [metadata_of(video) for video in read]
+        return counts
+
+    def _image_pixels(self, medium: Medium, options: CallOptions) -> Tensor:
+        source = load_source(medium.source, options.images | medium.options)
+        return self.pixel_values(read_frames(source, num_frames=1).frames).to(options.images.get("device"))
+
+    def _instructions(
+        self, texts: Sequence[str], kinds: Sequence[Sequence[str]], instruction: str | Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        """Return the tokens of what steers every medium: those of a prompt are compressed under its instruction."""
+        if instruction is None:
+            instruction = [extract_instruction(self._last_user_turn(prompt)) for prompt in texts]
+        elif isinstance(instruction, str):
+            instruction = [instruction] * len(texts)
+        if len(instruction) != len(texts):
+            raise ValueError(f"{len(instruction)} instructions for {len(texts)} prompts")
+        data: dict[str, Tensor] = {}
+        for kind, name in (("video", ""), ("image", "image_")):
+            per_medium = [line for line, prompt in zip(instruction, kinds, strict=True) for k in prompt if k == kind]
+            if per_medium:
+                ids, mask = self.instruction_inputs(per_medium)
+                data[f"{name}instruction_input_ids"] = ids
+                if mask is not None:
+                    data[f"{name}instruction_attention_mask"] = mask
+        return data
 
     def _last_user_turn(self, prompt: str) -> str:
-        """Return the last user turn of a rendered prompt; the prompt itself where its markers are unknown."""
-        for start, end in (
-            ("<|im_start|>user\n", "<|im_end|>"),
-            ("<|start_header_id|>user<|end_header_id|>", "<|eot_id|>"),
-            ("[INST]", "[/INST]"),
-        ):
-            if start in prompt:
-                return prompt.rpartition(start)[2].partition(end)[0]
-        return prompt
+        """Return the last user turn of a rendered prompt; the prompt itself where it is plain text.
+
+        Raises:
+            ValueError: a chat template wrote the prompt, and no user turn is found.
+
+        Warns:
+            TurnWarning: what the user says last is not certain.
+        """
+        # A template that a call of `apply_chat_template` was given may have written it.
+        finders = [UserTurns.of(self.tokenizer, each) for each in (self.chat_template, *self._other_templates)]
+        for token in (self.video_token, self.image_token):
+            prompt = prompt.replace(token, " ")
+        return last_turn_or_text(prompt, finders, "state the `instruction`")
 
     def apply_chat_template(
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
         chat_template: str | None = None,
-        *,
-        tokenize: bool = False,
+        tools: list[Any] | None = None,
+        documents: list[dict[str, str]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: Any = "auto",
+        return_dict: bool = False,
+        load_audio_from_video: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        sanitize_control_tokens: bool = False,
+        *,
         return_labels: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Render conversations, and with `tokenize=True` make model inputs of them and of the media inside.
 
-        A message's content is a string, or a list of `{"type": "text", "text": ...}`, `{"type": "video", "video": ...}`
-        and `{"type": "image", "image": ...}` parts. A medium without a source keeps its placeholder, for media passed
-        beside the conversation.
+        A message's content is a string, or a list of text, video and image parts: `{"type": "video", "video": ...}`,
+        with options of this video alone beside the source (`fps`, `num_frames`, `start_s`, `end_s`, ...); `path`,
+        `url`, `frames`, `base64`, and OpenAI's `video_url` and `image_url` name sources, too. A medium without a source
+        keeps its placeholder, for media passed beside the conversation.
 
         Args:
             conversation: one conversation or a list of them.
             chat_template: in place of this processor's.
-            tokenize: return model inputs instead of text.
+            tools: functions, or their JSON schemas, for a template that writes them.
+            documents: for a template that writes them.
             add_generation_prompt: end with the start of an answer.
+            continue_final_message: end inside of the last message, to have it continued.
+            return_assistant_tokens_mask: add `assistant_masks`, 1 on answers, for a template that marks them.
+            tokenize: return model inputs instead of text.
+            return_tensors: as in `__call__`; `auto`: as without it.
+            return_dict: return all model inputs; False: `input_ids` alone, as in transformers.
+            load_audio_from_video: nothing; the model hears nothing.
+            processor_kwargs: arguments of `__call__`.
+            sanitize_control_tokens: False; see `__call__`.
             return_labels: add `labels` with the loss on the last message, which must be an answer.
-            **kwargs: arguments of `__call__`.
+            **kwargs: arguments of `__call__`, or variables of the template, such as `enable_thinking`.
 
         Returns:
             Text like the input, one or several; or model inputs.
 
         Raises:
-            ValueError: a message is malformed, or there is no answer to label.
+            ValueError: a message is malformed, there is no answer to label, or an argument would be without effect.
         """
-        kwargs.pop("return_dict", None)
-        is_batch = bool(conversation) and isinstance(conversation[0], list)
-        conversations: list[list[dict[str, Any]]] = conversation if is_batch else [conversation]  # type: ignore[assignment,list-item]
-        media: dict[str, list[Any]] = {"videos": [], "images": []}
-        plain = [[self._flatten(message, media) for message in messages] for messages in conversations]
-
-        def render(messages: list[dict[str, str]], generation: bool) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=chat_template or self.chat_template,
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                )
-            )
-
-        prompts = [render(messages, add_generation_prompt) for messages in plain]
+        chat, call = self._chat(chat_template, processor_kwargs or {}, kwargs)
+        if chat_template is not None and chat_template not in self._other_templates:
+            self._other_templates.append(chat_template)
+        if return_tensors != "auto":
+            call["return_tensors"] = return_tensors
+        if sanitize_control_tokens:
+            call["sanitize_control_tokens"] = True
+        self._options({name: value for name, value in call.items() if name not in OWN_ARGUMENTS})
+        if not tokenize:
+            refuse_without_tokens(call | {"return_labels": return_labels})
+        chat.check_written({"tools": tools, "documents": documents})
+        if return_assistant_tokens_mask:
+            chat.check_answers(tokenize=tokenize)
+        if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
+            other = "add_generation_prompt" if add_generation_prompt else "return_assistant_tokens_mask"
+            raise ValueError(f"continue_final_message and {other} cannot be both: one ends inside of an answer")
+        is_batch = bool(conversation) and isinstance(conversation[0], list | tuple)
+        conversations: Any = conversation if is_batch else [conversation]
+        media: dict[str, list[Medium]] = {"videos": [], "images": []}
+        plain = [[chat.flatten(message, media) for message in messages] for messages in conversations]
+        beside = {"tools": tools or None, "documents": documents or None}
+        prompts, spans = chat.render(
+            plain,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+            **beside,
+        )
         if not tokenize:
             return prompts if is_batch else prompts[0]
+        if return_assistant_tokens_mask:
+            call["assistant_spans"] = spans
         if return_labels:
-            starts = []
-            for messages, prompt in zip(plain, prompts, strict=True):
-                if len(messages) < 2 or messages[-1]["role"] != "assistant":
-                    raise ValueError("return_labels needs conversations that end with an assistant's answer")
-                prefix = render(messages[:-1], True)
-                if not prompt.startswith(prefix):
-                    raise ValueError(
-                        "this chat template changes earlier turns when an answer follows; labels need one that does not"
-                    )
-                starts.append(len(prefix))
-            kwargs["answer_starts"] = starts
-        if kwargs.get("instruction") is None:
+            call["answer_starts"] = chat.starts_of_answers(plain, prompts, **beside)
+        if call.get("instruction") is None:
             turns = [[m["content"] for m in messages if m["role"] == "user"] for messages in plain]
-            kwargs["instruction"] = [extract_instruction(turn[-1]) if turn else "" for turn in turns]
+            for turn, prompt in zip(turns, prompts, strict=True):
+                if not turn and self._media_kinds(prompt):
+                    raise ValueError("a conversation with media has no turn of the user; state the `instruction`")
+            call["instruction"] = [extract_instruction(turn[-1]) if turn else "" for turn in turns]
         for kind, sources in media.items():
+            if sources and (twice := [name for name in _GIVEN_BESIDE[kind] if call.get(name) is not None]):
+                raise ValueError(f"the conversation holds {kind}, and {twice[0]} is given beside it; give one of them")
             if sources:
-                kwargs[kind] = sources
-        return self(text=prompts, **kwargs)
+                call[kind] = sources
+        inputs = self(text=prompts, **call)
+        return inputs if return_dict else inputs["input_ids"]
 
-    def _flatten(self, message: dict[str, Any], media: dict[str, list[Any]]) -> dict[str, str]:
-        """Return a message whose content is text with placeholders; its media are appended to `media`."""
-        content = message["content"]
-        if isinstance(content, str):
-            return {"role": message["role"], "content": self._placeholders(content)}
-        pieces = []
-        for part in content:
-            kind = part.get("type")
-            if kind == "text":
-                pieces.append(part["text"])
-            elif kind in ("video", "image"):
-                pieces.append(f"{self.video_token if kind == 'video' else self.image_token}\n")
-                source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
-                if source is not None:
-                    media[f"{kind}s"].append(source)
-            else:
-                raise ValueError(f"a message part has type={kind!r}; text, video and image exist")
-        return {"role": message["role"], "content": "".join(pieces)}
+    def _chat(
+        self, chat_template: str | None, inside: dict[str, Any], beside: dict[str, Any]
+    ) -> tuple[ChatRenderer, dict[str, Any]]:
+        """Return what renders a conversation, and the arguments of `__call__` among those of `apply_chat_template`."""
+        template = choose_template(self.chat_template, chat_template)
+        call, variables = split_variables(inside, beside, template, (*known_names(), *OWN_ARGUMENTS))
+        chat = ChatRenderer(
+            template=template,
+            tokens=self._tokens,
+            image_size=self.image_size,
+            variables={**self.tokenizer.special_tokens_map, **variables},
+        )
+        chat.check_written(variables)
+        return chat, call
 
     @property
     def model_input_names(self) -> list[str]:
@@ -452,25 +559,6 @@ class HIComProcessor(ProcessorMixin):
             "image_instruction_input_ids",
             "image_instruction_attention_mask",
         ]
-
-
-def _find_all(text: str, token: str) -> list[int]:
-    places, place = [], text.find(token)
-    while place >= 0:
-        places.append(place)
-        place = text.find(token, place + len(token))
-    return places
-
-
-def _pad_left(rows: Sequence[np.ndarray], value: int) -> tuple[Tensor, Tensor]:
-    """Return rows padded on the left to one length, `int[B, sequence]`, and their attention mask."""
-    length = max(len(row) for row in rows)
-    padded = np.full((len(rows), length), value, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=np.int64)
-    for i, row in enumerate(rows):
-        padded[i, length - len(row) :] = row
-        mask[i, length - len(row) :] = 1
-    return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
 def placeholder_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -498,48 +586,62 @@ def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrained
     return video, image
 
 
-def official_processor(folder: Path, model: HIComForConditionalGeneration) -> HIComProcessor | None:
-    """Return the processor of a released checkpoint, or None, with a warning, where its tokenizers are not at hand.
+def official_processor(checkpoint: OfficialCheckpoint, model: HIComForConditionalGeneration) -> HIComProcessor:
+    """Return the processor of a released checkpoint.
 
     The model's configuration is given the placeholders that the processor uses.
+
+    Raises:
+        TokenizerMissing: a tokenizer is not at hand; the message says where it was looked for.
     """
-    official = read_json(folder / "config.json")
-    name = official["mm_vision_tower"]
-    tokenizer = _load_tokenizer([folder], "the LLM's tokenizer")
+    tokenizer = _load_tokenizer(checkpoint.folder, f"{checkpoint.name}: the LLM's tokenizer")
     instruction_tokenizer = tokenizer
     if model.config.is_conditional:
-        places = [Path(name), folder / name, folder / Path(name).name, folder.parent / Path(name).name]
-        places = [place for place in places if place.is_dir()]
-        instruction_tokenizer = _load_tokenizer([*places, name], f"the instruction tokenizer of {name}")
-    if tokenizer is None or instruction_tokenizer is None:
-        return None
+        tower = checkpoint.tower
+        what = f"{checkpoint.name}: the tokenizer of the vision tower {tower.name!r}, which reads instructions,"
+        if tower.tokenizer_folder is None:
+            raise TokenizerMissing(f"{what} is not at hand: {tower.search}")
+        instruction_tokenizer = _load_tokenizer(tower.tokenizer_folder, what)
+        known = int(model.config.instruction_config.vocab_size)
+        if len(instruction_tokenizer) > known:
+            raise ValueError(
+                f"{what} has {len(instruction_tokenizer)} tokens, but the checkpoint's instruction encoder knows "
+                f"{known}: {tower.tokenizer_folder} is of another tower"
+            )
     video, image = add_placeholders(model, tokenizer)
-    frames = official.get("num_frames")
+    frames = checkpoint.fields.get("num_frames")
+    # What the weights were trained on: whole frames through Pillow, short clips filled up.
+    trained: dict[str, Any] = {"pixels": "exact", "short_videos": "repeat"}
     return HIComProcessor.from_config(
         model.config,
         tokenizer,
         instruction_tokenizer,
         video_token=video,
         image_token=image,
+        image_aspect_ratio=checkpoint.aspect_ratio,
+        **trained,
         **({"num_frames": frames} if frames else {}),
     )
 
 
-def _load_tokenizer(places: Sequence[str | Path], what: str) -> PreTrainedTokenizerBase | None:
-    reasons = []
-    for place in places:
-        try:
-            return AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, ImportError) as error:
-            reasons.append(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    warnings.warn(f"{what} cannot be loaded, so no processor is made ({'; '.join(reasons)})", stacklevel=3)
-    return None
+def _load_tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TokenizerMissing(f"{what} cannot be loaded from {folder} ({reason})") from error
+
+
+def check_frames(frames: np.ndarray) -> np.ndarray:
+    """Return frames; raise ValueError where they are not `uint8[T, H, W, 3]`."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+    return frames
 
 
 def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
     """Return `float32[T, 3, size, size]` of `uint8[T, H, W, 3]`: see `HIComProcessor.pixel_values`."""
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+    check_frames(frames)
     mean, std = torch.tensor(mean_rgb), torch.tensor(std_rgb)
     x = rearrange(torch.from_numpy(np.require(frames, requirements=["C", "W"])), "t h w c -> t c h w")
     height, width = x.shape[-2:]

@@ -1,4 +1,4 @@
-"""What proves that a language model can be HICom's: a run without numbers before it is loaded, and one with them after.
+"""What proves that a language model can be HICom's: a run without numbers before it is loaded, one with them after.
 
 The first takes no memory at any size, so what fails is said before gigabytes are read. The second compares logits of
 the language model's own class with those of the model that was made of it.

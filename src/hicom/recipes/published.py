@@ -23,7 +23,7 @@ from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..train import Chain, DataConfig, StageConfig, TrainConfig
 from ..train.config import Engine
-from .stages import align_release, align_unguided, pretrain, pretrain_release, tune, tune_release
+from .stages import align, align_release, align_unguided, pretrain, pretrain_release, tune, tune_release
 
 SizeName = Literal["0.5b", "1.5b", "7b"]
 StageName = Literal["align", "pretrain", "tune"]
@@ -32,8 +32,14 @@ STAGES: tuple[StageName, ...] = ("align", "pretrain", "tune")
 VISION = "google/siglip-so400m-patch14-384"
 GUIDED = {"local_injection": "direct", "global_injection": "direct"}
 """Injections of the released model."""
-SAMPLES: dict[StageName, int] = {"align": 558_128, "pretrain": 248_328, "tune": 2_680_000}
-"""Samples of the paper's mixtures; `examples/mixtures/` names their sources."""
+SAMPLES: dict[StageName, int] = {"align": 558_128, "pretrain": 739_000, "tune": 2_680_000}
+"""Samples of the paper's mixtures, which `examples/mixtures/` names: answered turns, as the release counts, too.
+
+The 248,328 clips of HICom-248K have 739K pairs of an instruction and its description. Of stage `tune` the paper does
+not say whether its 2.68M are records or turns; records of several turns make it longer.
+"""
+MAX_TEXT_TOKENS = 4096
+"""Longest sample of the release's script (`model_max_length`), which counts a video or image as one token."""
 BEFORE: dict[StageName, str] = {"align": "start", "pretrain": "align/model", "tune": "pretrain/model"}
 """What a stage starts from; `start` is made by `hicom convert assemble`, and by the chains themselves."""
 FRAMES: dict[StageName, int] = {"align": 1, "pretrain": 32, "tune": 32}
@@ -91,8 +97,8 @@ def paper_stage(size: SizeName, stage: StageName) -> TrainConfig:
     `align`
         558K captioned images of LLaVA, 81 + 32 tokens each. The compressor learns without instructions at 1e-3.
     `pretrain`
-        248K instruction-description pairs (HICom-248K), 32 frames, 648 + 32 tokens. The compressor learns at 1e-4, its
-        injections at 1e-3.
+        739K pairs of an instruction and a description, of 248K clips (HICom-248K), 32 frames, 648 + 32 tokens. The
+        compressor learns at 1e-4, its injections at 1e-3.
     `tune`
         2.68M samples of seven data sets, 32 frames. Compressor and language model learn at 1e-5.
     """
@@ -133,7 +139,7 @@ def make_stage(root: str, size: Size, stage: StageName, config: StageConfig) -> 
         name=stage,
         out=f"{root}/{stage}",
         init=f"{root}/{BEFORE[stage]}",
-        data=DataConfig(records=(f"data/hicom/{stage}.yaml",), num_frames=32),
+        data=DataConfig(records=(f"data/hicom/{stage}.yaml",), num_frames=32, max_text_tokens=MAX_TEXT_TOKENS),
         stage=config,
         epochs=1.0,
         global_batch_size=512 if stage == "align" else size.global_batch_size,
@@ -144,8 +150,16 @@ def make_stage(root: str, size: Size, stage: StageName, config: StageConfig) -> 
         workers=8,
         gradient_checkpointing=True,
         engine=size.tune_engine if stage == "tune" else None,
-        group_by_length=True,
     )
+
+
+def align_off(size: SizeName) -> TrainConfig:
+    """Return stage 1 as section 3.4 of the paper has it, in place of Table A1's: compression is off.
+
+    The local readout alone learns at 1e-3, on all patches of an image, which make samples as long as those of stage 2.
+    """
+    batch_size = SIZES[size].batch_sizes["pretrain"]
+    return dataclasses.replace(paper_stage(size, "align"), stage=align(1e-3), batch_size=batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +220,16 @@ def release_chain() -> Released:
 # What they take
 
 
-def sample_cost(size: SizeName, stage: StageName) -> Cost:
+def sample_cost(size: SizeName, stage: StageName, *, is_off: bool = False) -> Cost:
     """Return what one sample costs: forward, backward, and the second forward pass of gradient checkpointing.
 
     Frozen towers only go forward. A frozen language model still passes gradients on to the compressor, which costs as
-    much as its forward pass; where it learns, its weights' gradients cost as much again.
+    much as its forward pass; where it learns, its weights' gradients cost as much again. With `is_off` nothing is
+    compressed.
     """
     config, frames = published_config(size), FRAMES[stage]
-    tokens = -(-frames // 4) * 81 + 32 + TEXT_TOKENS
+    visual = frames * config.grid_size**2 if is_off else -(-frames // 4) * 81 + 32
+    tokens = visual + TEXT_TOKENS
     cost = vision_cost(config, frames, 2, has_keys=stage != "align")
     if stage != "align":
         cost += instruction_cost(config, 2)
@@ -221,9 +237,9 @@ def sample_cost(size: SizeName, stage: StageName) -> Cost:
     return cost + prefill_cost(config, tokens, 2) * (4 if stage == "tune" else 3)
 
 
-def hours(size: SizeName, stages: tuple[StageName, ...] = STAGES) -> float:
+def hours(size: SizeName, stages: tuple[StageName, ...] = STAGES, *, is_off: bool = False) -> float:
     """Return the hours that 8 GPUs compute, at the usual share of their peak; decoding may take longer."""
-    flops = sum(sample_cost(size, stage).flops * SAMPLES[stage] for stage in stages)
+    flops = sum(sample_cost(size, stage, is_off=is_off).flops * SAMPLES[stage] for stage in stages)
     return flops / (NUM_GPUS * GPU_FLOPS_PER_S * UTILISATION) / 3600
 
 
@@ -237,14 +253,14 @@ def recipe(make: Callable[[], TrainConfig | Chain], summary: str, text: str) -> 
     return function
 
 
-def describe(name: str, size: SizeName, stages: tuple[StageName, ...]) -> str:
+def describe(name: str, size: SizeName, stages: tuple[StageName, ...], *, is_off: bool = False) -> str:
     """Return command, hardware, expected time and expected result of a recipe, for its docstring."""
-    is_last = stages[-1] == "tune"
+    is_last, time_h = stages[-1] == "tune", hours(size, stages, is_off=is_off)
     result = RESULTS[size] if is_last else "the paper gives no figure for a model that stops here"
     return f"""
         Command: `torchrun --nproc-per-node {NUM_GPUS} -m hicom train {name}`.
         Hardware: {NUM_GPUS} GPUs of 80 GB, as the paper had; other numbers need another `--batch-size` at most.
-        Expected time: {hours(size, stages):.1f} hours of pure computing at {UTILISATION:.0%} of an A800's peak;
+        Expected time: {time_h:.1f} hours of pure computing at {UTILISATION:.0%} of an A800's peak;
         decoding videos, which the stages do as they go, may well take longer.
         Expected result: {result}.
         Not run by us: no such machine was at hand.
@@ -261,6 +277,9 @@ def published_recipes() -> dict[str, Callable[[], TrainConfig | Chain]]:
             name = f"{size}-{stage}"
             summary = f"Stage {number} of HICom-{size.upper()} as in the paper, from runs/{size}/{BEFORE[stage]}."
             found[name] = recipe(partial(paper_stage, size, stage), summary, describe(name, size, (stage,)))
+        name = f"{size}-align-off"
+        summary = f"Stage 1 of HICom-{size.upper()} as section 3.4 has it: compression off, the readout learns alone."
+        found[name] = recipe(partial(align_off, size), summary, describe(name, size, ("align",), is_off=True))
     name = "release-7b"
     summary = "The released HICom-7B: all three stages of its script."
     found[name] = recipe(release_chain, summary, describe(name, "7b", STAGES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
@@ -133,6 +133,8 @@ class FromNothing(Chain):
         reader: the language model that reads, and how it learns to.
         seed: of the world, the dual encoder and the language model.
     """
+
+    makes_data: ClassVar[bool] = True
 
     root: tyro.conf.Suppress[str] = "runs"
     num_clips: int = 40000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from vllm.multimodal.media.connector import global_thread_pool
 from vllm.multimodal.media.video import VideoMediaIO
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
+from ..square import Square
 from ..video import VideoError, read_frames
 from .media import MediaError, load_media
 from .vllm_http import VLLMSettings
@@ -30,6 +32,9 @@ class HIComVideoLoader(VideoLoader):
         fps: float = -1,
         max_frames: int | None = None,
         size: int | None = None,
+        is_square: bool = False,
+        color: Sequence[int] | None = None,
+        repeat: bool = False,
         **_: Any,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Return `uint8[T, H, W, 3]` and what is known of the frames.
@@ -41,11 +46,19 @@ class HIComVideoLoader(VideoLoader):
             max_frames: most frames, with `fps`.
             size: longest side of the frames; with that of the vision tower they are scaled in the decoder, as the
                 library does, and need less memory.
+            is_square: whether whole frames become squares of that size instead (`HIComProcessor.reading_options`).
+            color: of their padding; None: they are squeezed.
+            repeat: whether videos with fewer than `num_frames` frames are filled up with repeated ones.
         """
-        if num_frames > 0 and fps <= 0:
-            video = read_frames(data, size=size, num_frames=num_frames)
+        if size is not None and is_square:
+            red, green, blue = color or (0, 0, 0)
+            form: int | Square | None = Square(size, None if color is None else (red, green, blue))
         else:
-            video = read_frames(data, size=size, fps=fps if fps > 0 else 1.0, max_frames=max_frames)
+            form = size
+        if num_frames > 0 and fps <= 0:
+            video = read_frames(data, size=form, num_frames=num_frames, repeat=repeat)
+        else:
+            video = read_frames(data, size=form, fps=fps if fps > 0 else 1.0, max_frames=max_frames)
         rate = video.info.fps or 1.0
         metadata = {
             "total_num_frames": video.info.num_frames,

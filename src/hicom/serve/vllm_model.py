@@ -8,7 +8,6 @@ outputs and of its KV prefix cache, so two questions about one video never share
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    InputProcessingContext,
     ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
@@ -47,12 +47,10 @@ from ..model.instruction import extract_instruction
 from ..model.modeling import VisionFeatures, VisualParts
 from ..model.ops import Window
 from ..model.processing import HIComProcessor
+from .vllm_plugin import feature_bytes, trusts_media_ids
 
-TRUSTS_MEDIA_IDS = os.environ.get("HICOM_TRUST_MEDIA_IDS") == "1"
-"""Whether `uuid` of a request may stand for a video. One client could then give another's a false content."""
 OPTIONS = {"instruction", "window", "max_visual_tokens", "max_frames"}
-FEATURE_BYTES = int(os.environ.get("HICOM_FEATURE_MB", "1024")) * 10**6
-"""What features of videos that were asked about lately may take, beside what vLLM counts."""
+FEATURE_BYTES = feature_bytes()
 MODALITIES = ("video", "image")
 FIELDS = ("pixels", "instruction", "mask", "options", "key")
 """Of each medium, as the model gets it; options are the window, zeros for the model's own, and whether mask counts."""
@@ -66,6 +64,11 @@ def load_processor(model: str) -> HIComProcessor:
 
 class HIComProcessingInfo(BaseProcessingInfo):
     """What vLLM asks about a checkpoint."""
+
+    def __init__(self, ctx: InputProcessingContext) -> None:
+        super().__init__(ctx)
+        # Parts of a message keep their order, as in the library; else vLLM puts media first, one kind after the other.
+        ctx.model_config.get_multimodal_config().interleave_mm_strings = True
 
     @property
     def processor(self) -> HIComProcessor:
@@ -122,6 +125,10 @@ class HIComDummyInputsBuilder(BaseDummyInputsBuilder[HIComProcessingInfo]):
 class HIComMultiModalProcessor(BaseMultiModalProcessor[HIComProcessingInfo]):
     """Frames to pixels, instructions to tokens, placeholders to their number."""
 
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """Return what vLLM measures its memory with: a prompt that asks nothing, under a stated instruction."""
+        return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs={"instruction": "describe"})
+
     def recover_instruction(self, prompt: Sequence[int]) -> str:
         """Return what steers the compressor: the last user turn of a prompt, as in training."""
         processor = self.info.processor
@@ -145,7 +152,7 @@ class HIComMultiModalProcessor(BaseMultiModalProcessor[HIComProcessingInfo]):
                 kwargs["instruction"] = instruction
             self._check_frames(inputs.mm_data_items)
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-            if not TRUSTS_MEDIA_IDS:
+            if not trusts_media_ids():
                 inputs = replace(inputs, mm_uuid_items=None)
                 if any(item is None for items in inputs.mm_data_items.values() for item in items.get_all()):
                     raise ValueError("a uuid cannot stand for a video or picture here: send the medium itself")

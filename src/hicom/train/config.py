@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -17,6 +17,7 @@ OptimizerName = Literal["adamw", "muon"]
 Engine = Literal["ddp", "fsdp2", "zero2", "zero3"]
 """How processes share the work: whole copies; PyTorch's fully sharded data parallel; DeepSpeed's ZeRO stages."""
 QuantizedName = Literal["4bit", "8bit"]
+SavedPrecision = Literal["bfloat16", "float32"]
 Rates = tuple[tuple[str, float], ...]
 """Table of (regular expression over a parameter's whole name, learning rate): first match wins, no match = frozen."""
 
@@ -31,11 +32,17 @@ class DataConfig:
         num_frames: frames of every video, spread evenly; None: as many as the model was trained on. The trained model
             takes as many unless a call says otherwise.
         cache: folder for the frozen vision tower's features; None: the tower runs in every step.
-        on_bad_video: an unreadable video stops the run, or its samples are left out (`skip`), counted and named.
+        on_bad_video: an unreadable video or image stops the run, or its samples are left out (`skip`), counted and
+            named. Without `cache` that shows as training goes: a batch is then smaller, and no other sample takes the
+            place; with it, videos are all read before.
         on_bad_record: a malformed record stops the run, or is left out (`skip`), counted and named.
-        skip_list: what else is left out: a file that `hicom data check --skip-list` wrote.
+        skip_list: what else is left out: a file that `hicom data check --skip-list` wrote. One that is given as a run
+            goes on is added to those before, and changes the place of no other sample.
         about: what the videos are, in words that finish "this model was trained on ..."; with `cache`, the trained
             model then knows when a video is unlike them. None: it does not.
+        max_text_tokens: longest sample in tokens of text, every video and image one, as the release counts
+            (`model_max_length`); the end of a longer one is cut off, and where that leaves nothing of its answer, it is
+            left out. Both are counted. None: no limit.
     """
 
     records: tuple[str, ...]
@@ -46,10 +53,13 @@ class DataConfig:
     on_bad_record: OnBadRecord = "stop"
     skip_list: str | None = None
     about: str | None = None
+    max_text_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"data.num_frames={self.num_frames} must be at least 1")
+        for name in ("num_frames", "max_text_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +162,8 @@ class TrainConfig:
         log_every: steps from one line of the log to the next.
         workers: processes that make batches; 0: the training process itself.
         group_by_length: whether samples of a batch are about equally long, so that less of it is padding.
-        per_video: samples of one video that come in one batch together, which then encodes it once for all of them.
+        per_video: samples of one video that come in one batch together, which then reads and encodes it once for all of
+            them; None: the answered turns of one record, as many as `batch_size` takes.
         bf16: mixed precision on a GPU.
         seed: of everything random.
         engine: how several processes share the work; None: as `accelerate launch` says, or `ddp` (docs/scale_out.md).
@@ -161,6 +172,8 @@ class TrainConfig:
         global_batch_size: samples of one step on all devices together, whatever their number is.
         lora: adapters that train in place of the language model's weights; None: these train themselves.
         rate_scale: factor on all rates of the stage's table; None: 1.
+        save_dtype: precision in which the trained model is written; None: the one that the run computes in (bfloat16
+            under `bf16`, else float32). Checkpoints keep all digits.
     """
 
     name: str
@@ -181,7 +194,7 @@ class TrainConfig:
     log_every: int = 50
     workers: int = 0
     group_by_length: bool = False
-    per_video: int = 1
+    per_video: int | None = None
     bf16: bool = False
     seed: int = 0
     engine: Engine | None = None
@@ -190,6 +203,7 @@ class TrainConfig:
     global_batch_size: int | None = None
     lora: LoraOptions | None = None
     rate_scale: float | None = None
+    save_dtype: SavedPrecision | None = None
 
     def __post_init__(self) -> None:
         names = ("steps", "batch_size", "accumulate", "save_every", "log_every", "per_video", "global_batch_size")
@@ -214,6 +228,11 @@ class TrainConfig:
         """The stage's table with `rate_scale`."""
         scale = 1.0 if self.rate_scale is None else self.rate_scale
         return tuple((pattern, scale * rate) for pattern, rate in self.stage.trainable)
+
+    @property
+    def saved_precision(self) -> SavedPrecision:
+        """In which the trained model is written."""
+        return self.save_dtype or ("bfloat16" if self.bf16 else "float32")
 
     def count_passes(self, num_processes: int) -> int:
         """Return the forward passes of one step.
@@ -249,6 +268,9 @@ class Chain:
         out: folder of their run folders, which are named after the stages.
         stages: the runs; `out` of all, and `init` of those that go on from another one, are set by the chain.
     """
+
+    makes_data: ClassVar[bool] = False
+    """Whether `prepare` also makes what the stages learn from, which is otherwise looked at before."""
 
     out: str
     stages: tuple[TrainConfig, ...] = field(default=())

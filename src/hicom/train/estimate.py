@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import optim
 from ..data.collate import SampleSet
-from ..data.mixture import read_sources
+from ..data.mixture import NOTHING, read_skip_list, read_sources
 from ..data.records import PLACEHOLDERS
 from ..encoding import free_memory
 from ..model.config import HIComConfig
@@ -315,17 +316,19 @@ def sample_size(config: TrainConfig, processor: HIComProcessor) -> SampleSize:
     frames = processor.num_frames if data.num_frames is None else data.num_frames
     if missing_records(config):
         return SampleSize(num_frames=frames)
-    samples = SampleSet(read_sources(data.records, data.root, data.on_bad_record))
+    skip = NOTHING if data.skip_list is None else read_skip_list(data.skip_list)
+    samples = SampleSet(read_sources(data.records, data.root, data.on_bad_record, skip))
     lengths, _ = samples.lengths_and_videos()
     _, longest = samples[max(range(len(samples)), key=lengths.__getitem__)]
     text = "\n".join(message["content"] for message in longest.messages)
     for placeholder in PLACEHOLDERS.values():
         text = text.replace(placeholder, "")
+    limit = data.max_text_tokens or sys.maxsize
     asked, answer = (len(processor.tokenizer(x, add_special_tokens=False).input_ids) for x in (text, longest.answer))
     return SampleSize(
         num_frames=frames if "video" in samples.kinds else 1,
-        text_tokens=asked + answer + TEMPLATE_TOKENS,
-        answer_tokens=answer + 1,
+        text_tokens=min(asked + answer + TEMPLATE_TOKENS, limit),
+        answer_tokens=min(answer + 1, limit),
     )
 
 
@@ -350,6 +353,10 @@ def estimate_run(config: TrainConfig, *, num_processes: int = 1) -> dict[str, An
     Raises:
         ValueError: there is no model to start from, or what `training_memory` and `sample_size` raise.
     """
+    if config.engine == "fsdp2" and num_processes == 1:
+        raise ValueError(
+            "engine='fsdp2' spreads a model over several devices; say how many train together, as in --devices 8"
+        )
     if config.parts is not None:
         model, processor = assemble(config.parts, config.seed)
         model_config = model.config

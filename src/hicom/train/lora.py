@@ -30,8 +30,6 @@ TRAINED = "trained.safetensors"
 LANGUAGE_MODEL = "model.language_model."
 HEAD = "lm_head."
 MATRIX = re.compile(r"\.lora_[AB]\.default\.weight$")
-NOT_QUANTIZED = ("model.vision_tower", "model.instruction_encoder", "model.compressor", "lm_head")
-"""Modules that stay as they are: what trains as a whole, and what is small or would lose most."""
 
 
 def check_lora(options: LoraOptions, engine: Engine, *, has_parts: bool) -> None:
@@ -60,15 +58,13 @@ def check_lora(options: LoraOptions, engine: Engine, *, has_parts: bool) -> None
 
 def quantization(kind: QuantizedName, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """Return how the language model's weights are kept: NF4 with quantised scales (QLoRA, section 3), or LLM.int8()."""
-    skip = list(NOT_QUANTIZED)
     if kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=skip,
     )
 
 

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hicom.locks import owned
-from hicom.optim import make_optimizer, parameter_groups
+from hicom.optim import check_muon, make_optimizer, parameter_groups
 
 HISTORY_EVERY = 50
 
@@ -94,7 +94,7 @@ def _train_alone(sender: Connection, threads: int, train: Callable[..., object],
     logging.disable_progress_bar()
     error = None
     # One progress bar on the terminal is enough.
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
         try:
             train(*arguments)
         except Exception as caught:
@@ -162,8 +162,10 @@ def train_steps(
         save_every_s: seconds between checkpoints.
 
     Raises:
-        ValueError: `out` holds a run of another configuration, or another process trains in it.
+        ValueError: `out` holds a run of another configuration, or another process trains in it; or torch has no Muon.
     """
+    if use_muon:
+        check_muon()
     out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         device = next(module.parameters()).device

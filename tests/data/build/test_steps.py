@@ -46,6 +46,11 @@ def film(path: Path, shots: dict[str, float], fps: int = 8) -> Path:
     return path
 
 
+def exported(out: Path) -> list[dict[str, Any]]:
+    """Return the records that a build wrote."""
+    return [json.loads(line) for line in (out / "data.jsonl").read_text("utf-8").splitlines()]
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("films")
@@ -222,7 +227,7 @@ def test_clips_without_a_key_frame_are_dropped(films: Path, tmp_path: Path) -> N
     assert facts["dropped clips"] == {"no key frame": 1}
 
 
-def test_a_whole_build(films: Path, served: Served, tmp_path: Path) -> None:
+def test_a_whole_build(films: Path, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(films, tmp_path, url=served.url, prompt_price=2.0, completion_price=4.0)
     facts = build(config)
     assert (facts["clips"], facts["captions"], facts["pairs"], facts["good pairs"]) == (2, 2, 6, 6)
@@ -241,12 +246,17 @@ def test_a_whole_build(films: Path, served: Served, tmp_path: Path) -> None:
     assert any(
         "A red wall with a square" in request["messages"][0]["content"][-1]["text"] for request in served.requests
     )
-    # What was made is what training reads.
+    # What was made is what training reads, also by the name that the mixture of the published recipes has for it.
+    (tmp_path / "HICom-248K").symlink_to(tmp_path)
+    monkeypatch.setenv("HICOM_DATA", str(tmp_path))
+    (published,) = read_sources([Path(__file__).parents[3] / "examples" / "mixtures" / "pretrain.yaml"])
     (source,) = read_sources([tmp_path / "mixture.yaml"])
+    assert [sample.answer for sample in published] == [sample.answer for sample in source]
+    assert all(sample.videos[0].is_file() for sample in published)
     samples = list(source)
     assert len(samples) == 6
     assert samples[0].videos[0].is_file()
-    records = json.loads((tmp_path / "data.json").read_text("utf-8"))
+    records = exported(tmp_path)
     assert [turn["from"] for turn in records[0]["conversations"]] == ["human", "gpt"] * 3
     assert records[0]["conversations"][0]["value"].startswith("<video>\nDescribe the ")
     assert not records[0]["conversations"][2]["value"].startswith("<video>")
@@ -293,7 +303,7 @@ def test_failed_requests_are_asked_again_and_replies_without_pairs_are_told(film
             errors = [error for _, error in state.errors("pairs")]
         assert any("BadRequestError" in error for error in errors)
         assert any("no pairs in the reply: 'I cannot.'" in error for error in errors)
-        assert json.loads((tmp_path / "data.json").read_text("utf-8")) == []
+        assert exported(tmp_path) == []
         broken = False
         facts = build(dataclasses.replace(config, temperature=0.5))  # the reply that was kept would be the same
         assert facts["errors"].keys() == {"inventory"}
@@ -322,7 +332,7 @@ def test_bad_pairs_are_dropped_but_kept_in_the_state(films: Path, tmp_path: Path
         "refusal: not visible": 2,
         "near-duplicate": 1,
     }
-    assert len(json.loads((tmp_path / "data.json").read_text("utf-8"))) == 1
+    assert len(exported(tmp_path)) == 1
 
 
 def test_a_killed_build_goes_on_and_asks_nothing_twice(films: Path, tmp_path: Path) -> None:
@@ -367,7 +377,7 @@ def test_ray_gives_the_same(films: Path, served: Served, tmp_path: Path) -> None
     for table in ("videos", "similarities", "selected", "shots", "keyframes", "clips", "captions", "pairs", "done"):
         query = f"SELECT * FROM {table} ORDER BY 1, 2"
         assert rows_of(here, query) == rows_of(there, query), table
-    for name in ("data.json", "mixture.yaml"):
+    for name in ("data.jsonl", "mixture.yaml"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 

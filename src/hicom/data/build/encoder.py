@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig
 
-from ...model.convert import read_json
-from ...model.hub import find_model
+from ...model.hub import find_model, read_json
 from ...model.modeling import HIComForConditionalGeneration
 from ...model.processing import HIComProcessor, to_pixels
 

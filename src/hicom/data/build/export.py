@@ -30,7 +30,7 @@ EXAMPLES = 3
 
 
 def export(state: State, config: BuildConfig, on_ray: bool = False) -> None:
-    """Write the clips that have a good pair, `data.json`, a mixture for training, and the card with its pictures."""
+    """Write the clips that have a good pair, `data.jsonl`, a mixture for training, and the card with its pictures."""
     out = Path(config.out)
     rows = state.rows(
         "SELECT clips.id, path, start_s, end_s, number, instruction, description FROM clips "
@@ -49,8 +49,8 @@ def export(state: State, config: BuildConfig, on_ray: bool = False) -> None:
         {"id": clip, "video": f"clips/{clip}.mp4", "conversations": conversation}
         for clip, conversation in turns.items()
     ]
-    _write(out / "data.json", json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-    mixture = {"datasets": [{"path": "data.json", "sampling": "all"}]}
+    _write(out / "data.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    mixture = {"datasets": [{"path": "data.jsonl", "sampling": "all"}]}
     _write(out / "mixture.yaml", yaml.safe_dump(mixture, sort_keys=False))
     lengths = {clip: clips[clip][2] - clips[clip][1] for clip in turns}
     if records:
@@ -137,7 +137,7 @@ def card(
         " in the clip and a description of that thing, made by `hicom data build` after the recipe of HICom-248K "
         "(arXiv 2503.16036, 3.2 and B.2). Clips keep the licence of the videos that they are cut from; texts were "
         f"written by the model `{config.model}` and not checked by people.",
-        "`data.json` has LLaVA's form, and `mixture.yaml` is what `hicom train` takes.",
+        "`data.jsonl` has LLaVA's form, and `mixture.yaml` is what `hicom train` takes.",
         "## Counts",
         markdown(["what", "number"], rows),
     ]

@@ -6,31 +6,31 @@ of 0 to 5 (the protocol of Video-ChatGPT).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..samples import BenchmarkError, JudgeRequest, Record, Sample, Task, VideoFolder, convert_records
+from ..samples import Found, JudgeRequest, Record, Sample, Task, VideoFolder, convert_records
 
 FOLDER = "Activitynet_Zero_Shot_QA"
 TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
 """Of questions, by their number in the files."""
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Found[Sample]:
     """Return the samples of the test split."""
     folder = root / FOLDER
     videos = VideoFolder(folder / "all_test")
     path = folder / "test_a.json"
     pairs = convert_records(path, lambda record, _: (record.text("question_id"), record))
-    answers = dict(pairs)
-    if len(answers) < len(pairs):
-        raise BenchmarkError(f"{path}: {len(pairs) - len(answers)} answers have the question_id of another one")
+    answers = dict(pairs.items)
+    count = Counter(name for name, _ in pairs.items)
 
     def convert(record: Record, _: int) -> Sample:
         name, video = record.text("question_id"), record.text("video_name")
-        if name not in answers:
-            raise ValueError(f"{path.name} has no answer for the question {name!r}")
-        kind = int(answers[name].number("type"))
+        if count[name] != 1:
+            raise ValueError(f"{path.name} has {count[name] or 'no'} answers for the question {name!r}")
+        kind = answers[name].index("type")
         return Sample(
             id=name,
             video=videos.find(f"v_{video}"),
@@ -40,7 +40,8 @@ def read(root: Path) -> list[Sample]:
             groups={"type": TYPES[kind] if 0 <= kind < len(TYPES) else str(kind)},
         )
 
-    return convert_records(folder / "test_q.json", convert)
+    found = convert_records(folder / "test_q.json", convert)
+    return Found(found.items, pairs.bad + found.bad)
 
 
 def prompt(sample: Sample, _: Sequence[str]) -> str:

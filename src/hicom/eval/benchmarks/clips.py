@@ -6,27 +6,20 @@ The questions are in this package; the clips are in packages of others (`benchma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-from ..samples import Record, Sample, Task, convert_records, lettered
+from ..samples import Found, Record, Sample, Task, convert_records, lettered
 from .activitynet_qa import requests
 
 FOLDER = "clips"
 QUESTIONS = Path(str(files("hicom"))) / "assets" / "clips" / "questions.jsonl"
 
 
-def read(root: Path) -> list[Sample]:
-    """Return the samples with options."""
-    return [sample for sample in _read(root) if sample.options]
+def read(root: Path, *, is_open: bool = False) -> Found[Sample]:
+    """Return the samples with options, or the open ones."""
 
-
-def read_open(root: Path) -> list[Sample]:
-    """Return the open ones."""
-    return [sample for sample in _read(root) if not sample.options]
-
-
-def _read(root: Path) -> list[Sample]:
     def convert(record: Record, _: int) -> Sample:
         video = record.text("video")
         return Sample(
@@ -39,7 +32,8 @@ def _read(root: Path) -> list[Sample]:
             groups={"kind": record.text("kind"), "video": video},
         )
 
-    return convert_records(QUESTIONS, convert)
+    found = convert_records(QUESTIONS, convert)
+    return Found([sample for sample in found.items if is_open != bool(sample.options)], found.bad)
 
 
 def prompt(sample: Sample, _: Sequence[str]) -> str:
@@ -67,7 +61,7 @@ OPEN = Task(
     name="clips_open",
     title="Natural clips, open questions",
     files=CHOICE.files,
-    read=read_open,
+    read=partial(read, is_open=True),
     prompt=prompt_open,
     max_new_tokens=128,
     groups=("kind",),

@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..samples import BenchmarkError, Record, Sample, Task, VideoFolder, convert_records, lettered
+from ..samples import BenchmarkError, Found, Record, Sample, Task, VideoFolder, convert_records, lettered
 
 FOLDER = "EgoSchema"
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Found[Sample]:
     """Return all samples, without answers."""
     return _read(root, None)
 
 
-def read_subset(root: Path) -> list[Sample]:
+def read_subset(root: Path) -> Found[Sample]:
     """Return the 500 samples whose answers are public."""
     path = root / FOLDER / "subset_answers.json"
     try:
@@ -31,14 +31,12 @@ def read_subset(root: Path) -> list[Sample]:
         raise BenchmarkError(f"{path}: cannot be read: {error}") from None
     if not isinstance(answers, dict):
         raise BenchmarkError(f"{path}: not an object of answers by q_uid")
-    samples = _read(root, answers)
-    missing = sorted(set(answers) - {sample.id for sample in samples})
-    if missing:
-        raise BenchmarkError(f"{path}: {len(missing)} of its q_uid are not in questions.json, such as {missing[0]}")
-    return samples
+    found = _read(root, answers)
+    missing = sorted(set(answers) - {sample.id for sample in found.items})
+    return Found(found.items, found.bad + [f"{path}: no sample in questions.json for {name!r}" for name in missing])
 
 
-def _read(root: Path, answers: Mapping[str, Any] | None) -> list[Sample]:
+def _read(root: Path, answers: Mapping[str, Any] | None) -> Found[Sample]:
     videos = VideoFolder(root / FOLDER / "good_clips_git")
 
     def convert(record: Record, _: int) -> Sample | None:
@@ -52,11 +50,11 @@ def _read(root: Path, answers: Mapping[str, Any] | None) -> list[Sample]:
             video_id=name,
             question=record.text("question"),
             options=options,
-            answer=None if answers is None else int(answers[name]),
+            answer=None if answers is None else Record(answers).index(name),
         )
 
     found = convert_records(root / FOLDER / "questions.json", convert)
-    return [sample for sample in found if sample is not None]
+    return Found([sample for sample in found.items if sample is not None], found.bad)
 
 
 def prompt(sample: Sample, _: Sequence[str]) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..samples import Record, Sample, Task, VideoFolder, convert_records, lettered
+from ..samples import Found, Record, Sample, Task, VideoFolder, convert_records, lettered
 
 FOLDER = "LongVideoBench"
 NO_OPTION = "N/A"
 """Fills up records with fewer options than five."""
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Found[Sample]:
     """Return the samples of the validation set."""
     folder = root / FOLDER
     videos = VideoFolder(folder / "videos")
@@ -32,7 +32,7 @@ def read(root: Path) -> list[Sample]:
             video_id=record.text("video_id"),
             question=record.text("question"),
             options=options,
-            answer=int(record.number("correct_choice")),
+            answer=record.index("correct_choice"),
             groups={"duration": record.text("duration_group"), "category": record.text("question_category")},
         )
 

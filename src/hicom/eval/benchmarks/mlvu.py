@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..samples import Record, Sample, Task, answer_index, convert_records, lettered
+from ..samples import Found, Record, Sample, Task, answer_index, convert_records, lettered
 
 FOLDER = "MLVU"
 FILES = {
@@ -22,9 +22,9 @@ FILES = {
 }
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Found[Sample]:
     """Return the samples of the seven tasks."""
-    samples = []
+    found: Found[Sample] = Found()
     for name, stem in FILES.items():
         # The release has the folders of videos in `video/`; HICom's scripts expect them beside `json/`.
         folder = next(
@@ -44,8 +44,8 @@ def read(root: Path) -> list[Sample]:
                 groups={"task": name},
             )
 
-        samples += convert_records(root / FOLDER / "json" / f"{stem}.json", convert)
-    return samples
+        found += convert_records(root / FOLDER / "json" / f"{stem}.json", convert)
+    return found
 
 
 def prompt(sample: Sample, _: Sequence[str]) -> str:

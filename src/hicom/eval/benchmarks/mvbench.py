@@ -6,10 +6,11 @@ prompt is that of HICom's evaluation, which differs from VideoChat2's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..samples import Record, Sample, Task, answer_index, convert_records, lettered
+from ..samples import Found, Record, Sample, Task, answer_index, convert_records, lettered
 
 FOLDER = "MVBench"
 FRAMES_FPS = 3.0
@@ -40,17 +41,15 @@ VIDEO_FOLDERS = {
 }
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Found[Sample]:
     """Return the samples of all 20 tasks."""
-    samples = []
+    found: Found[Sample] = Found()
     for name, videos in VIDEO_FOLDERS.items():
         folder = root / FOLDER / "video" / videos
 
         def convert(record: Record, number: int, name: str = name, folder: Path = folder) -> Sample:
             video, options = record.text("video"), record.texts("candidates")
-            start_s, end_s = (record.number("start"), record.number("end")) if name in BOUNDED else (None, None)
-            if start_s is not None and end_s is not None and not 0 <= start_s < end_s:
-                raise ValueError(f"the part that counts is {start_s} s to {end_s} s")
+            start_s, end_s = part_of(record.number("start"), record.number("end")) if name in BOUNDED else (None, None)
             return Sample(
                 id=f"{name}-{number}",
                 video=folder / video,
@@ -64,8 +63,19 @@ def read(root: Path) -> list[Sample]:
                 groups={"task": name},
             )
 
-        samples += convert_records(root / FOLDER / "json" / f"{name}.json", convert)
-    return samples
+        found += convert_records(root / FOLDER / "json" / f"{name}.json", convert)
+    return found
+
+
+def part_of(start_s: float, end_s: float) -> tuple[float, float]:
+    """Return the part of a video that counts: bounds in the wrong order are swapped, an empty part lasts a second.
+
+    So does the release (`process_video`); a sample that it scores is scored here, too.
+    """
+    if not (math.isfinite(start_s) and math.isfinite(end_s)):
+        raise ValueError(f"the part that counts is {start_s} s to {end_s} s")
+    start_s, end_s = sorted((max(start_s, 0.0), max(end_s, 0.0)))
+    return start_s, end_s if end_s > start_s else start_s + 1
 
 
 def prompt(sample: Sample, _: Sequence[str]) -> str:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..samples import JudgeRequest, Record, Sample, Task, VideoFolder, convert_records
+from ..samples import Found, JudgeRequest, Record, Sample, Task, VideoFolder, convert_records
 
 FOLDER = "Video-ChatGPT-eval"
 GENERAL = ("correctness", "detail", "context")
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Found[Sample]:
     """Return the samples of all three files; both questions of a consistency record are samples."""
     folder = root / FOLDER
     videos = VideoFolder(folder / "Test_Videos")
@@ -37,11 +37,11 @@ def read(root: Path) -> list[Sample]:
             for key in keys
         ]
 
-    samples: list[Sample] = []
+    found: Found[Sample] = Found()
     for kind in ("generic", "temporal", "consistency"):
-        for some in convert_records(folder / f"{kind}_qa.json", partial(convert, kind)):
-            samples += some
-    return samples
+        rows = convert_records(folder / f"{kind}_qa.json", partial(convert, kind))
+        found += Found([sample for some in rows.items for sample in some], rows.bad)
+    return found
 
 
 def prompt(sample: Sample, _: Sequence[str]) -> str:

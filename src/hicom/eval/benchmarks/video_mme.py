@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..samples import Record, Sample, Task, VideoFolder, convert_records, letter, lettered
+from ..samples import Found, Record, Sample, Task, VideoFolder, convert_records, letter, lettered
 
 FOLDER = "Video-MME"
 QUESTIONS = "videomme/test-00000-of-00001.parquet"
 
 
-def read(root: Path, *, with_subtitles: bool = False) -> list[Sample]:
+def read(root: Path, *, with_subtitles: bool = False) -> Found[Sample]:
     """Return the samples; with subtitles, also those of the videos that have none."""
     folder = root / FOLDER
     videos = VideoFolder(folder / "videos")
@@ -48,15 +48,20 @@ def read(root: Path, *, with_subtitles: bool = False) -> list[Sample]:
     return convert_records(folder / QUESTIONS, convert)
 
 
-def prompt(sample: Sample, subtitles: Sequence[str]) -> str:
-    """Return what the model reads after the video."""
-    shown = "\n".join(["This video's subtitles are listed below:", *subtitles, ""]) if subtitles else ""
+def prompt(sample: Sample, _: Sequence[str]) -> str:
+    """Return what the model reads after the video, without subtitles."""
     options = lettered(sample.options, "{}. {}")
     return (
-        f"{shown}Select the best answer to the following multiple-choice question based on the video. Respond with "
+        f"Select the best answer to the following multiple-choice question based on the video. Respond with "
         f"only the letter (A, B, C, or D) of the correct option.\n{sample.question}\n{options}\nAnswer with the "
         f"option's letter from the given choices directly and only give the best option. The best answer is: "
     )
+
+
+def prompt_with_subtitles(sample: Sample, subtitles: Sequence[str]) -> str:
+    """Return what the model reads after the video; its first line does not depend on there being any subtitles."""
+    shown = "\n".join(subtitles)
+    return f"This video's subtitles are listed below:\n{shown}\n{prompt(sample, subtitles)}"
 
 
 WITHOUT = Task(
@@ -72,6 +77,6 @@ WITH = Task(
     title="Video-MME with subtitles",
     files=f"{WITHOUT.files} and {FOLDER}/subtitle/<videoID>.srt",
     read=partial(read, with_subtitles=True),
-    prompt=prompt,
+    prompt=prompt_with_subtitles,
     groups=WITHOUT.groups,
 )

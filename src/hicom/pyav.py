@@ -1,0 +1,40 @@
+"""What differs between the versions of PyAV, 15 to 19, in one place: what follows means the same with all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import av.stream
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+_VERSION = int(av.__version__.split(".")[0])
+
+
+def open_input(file: Path | IO[bytes], options: dict[str, str]) -> InputContainer:
+    """Open a file to read; metadata that is no UTF-8 is no error."""
+    how: dict[str, Any] = {"metadata_errors": "replace"} if _VERSION < 19 else {}  # 19 never fails on it
+    return av.open(file, mode="r", options=options, **how)
+
+
+def read_only(container: InputContainer, stream: VideoStream) -> None:
+    """Let FFmpeg pass over the packets of all other streams, where PyAV can ask for that; it is faster."""
+    if _VERSION >= 18:
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+
+
+def scale(frame: VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> VideoFrame:
+    """Return a frame as RGB of another size, in this thread alone where PyAV can start others."""
+    how: dict[str, Any] = {"threads": 1} if _VERSION >= 17 else {}
+    return reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, **how)
+
+
+def count_indexed(stream: VideoStream) -> int | None:
+    """Return how many packets a file's index holds, without those that an edit list cuts away; None: PyAV hides it."""
+    return len(stream.index_entries) if _VERSION >= 17 else None
