@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ..records import is_jsonl, iterate_array, iterate_lines
+from ..records import iterate_array, iterate_lines
 
 Kind = Literal["video", "image"]
+REPORT = ".report.json"
+"""Suffix of what a conversion reports, in place of that of the records."""
 
 
 class LeftOut(ValueError):
@@ -94,11 +96,11 @@ class Layout(ABC):
         Raises:
             ValueError: the file is not JSON.
         """
-        if is_jsonl(file):
-            yield from ((f"line {line}", text) for _, _, line, text in iterate_lines(file))
-        else:
+        if is_array(file):
             # Arrays often stand in one line.
             yield from ((f"record {i}", row) for i, (_, _, _, row) in enumerate(iterate_array(file), 1))
+        else:
+            yield from ((f"line {line}", text.strip()) for _, _, line, text in iterate_lines(file))
 
     @abstractmethod
     def draft(self, row: Any, folder: str) -> Draft:
@@ -111,6 +113,12 @@ class Layout(ABC):
         Raises:
             LeftOut: it cannot be used.
         """
+
+
+def is_array(file: Path) -> bool:
+    """Whether a file is one JSON array, whatever its suffix says: public files are called either way."""
+    with file.open("rb") as opened:
+        return opened.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def parsed(row: Any) -> Any:

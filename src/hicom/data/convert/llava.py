@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from .layout import Draft, Kind, Layout, LeftOut, Media, an_object, paths_of
+from .layout import REPORT, Draft, Kind, Layout, LeftOut, Media, an_object, paths_of
 
 Places = Callable[[Kind, str], tuple[str, ...]]
 """Returns where a video or image may lie, by its kind and its path in a record."""
@@ -43,8 +43,9 @@ class Llava(Layout):
     patterns = ("*.json", "*.jsonl")
 
     def files(self) -> list[Path]:
-        """Return all but reports of earlier conversions."""
-        return [file for file in super().files() if not file.name.endswith(".report.json")]
+        """Return all but what earlier conversions wrote: reports, and records that have one beside them."""
+        files = [file for file in super().files() if not file.name.endswith(REPORT)]
+        return [file for file in files if not file.with_suffix(REPORT).exists()]
 
     def draft(self, row: Any, folder: str) -> Draft:
         """Return a record."""

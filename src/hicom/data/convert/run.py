@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..records import parse_record
 from .clean import clean
-from .layout import Draft, Layout, LeftOut, Media, parsed
+from .layout import REPORT, Draft, Layout, LeftOut, Media, parsed
 
 MAX_EXAMPLES = 5
 """Of every kind that a report shows."""
@@ -85,7 +85,7 @@ class Report:
     @property
     def path(self) -> Path:
         """File that the report is written to, beside the records."""
-        return Path(self.dst).with_suffix(".report.json")
+        return Path(self.dst).with_suffix(REPORT)
 
 
 def convert(
