@@ -30,3 +30,19 @@ def test_two_processes_are_one_and_resume_exactly(folder: Path, tmp_path: Path, 
     assert result.returncode == 0, result.stderr[-4000:]
     assert json.loads((two / "run.json").read_text())["engine"] == engine
     assert_same_run(two, one, atol=5e-5)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_a_loss_that_is_no_number_stops_all_processes(folder: Path, tmp_path: Path, engine: str) -> None:
+    config = mixed_config(folder, tmp_path / "run", engine=engine)
+    result = train_in_two(config, nan_at=5)
+    assert result.returncode != 0
+    assert "ValueError: step 5: the loss is nan, on " in result.stderr, result.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert not (tmp_path / "run" / "model").exists()
+    # The same command goes on, with the rates of its table in the log.
+    result = train_in_two(config)
+    assert result.returncode == 0, result.stderr[-4000:]
+    log = [row for row in json.loads((tmp_path / "run" / "log.json").read_text()) if "loss" in row]
+    rates = {name for name in log[-1] if name.startswith("learning_rate")}
+    assert rates == {"learning_rate", "learning_rate_0.0003", "learning_rate_0.0001"}

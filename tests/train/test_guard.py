@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hicom.model.modeling import HIComForConditionalGeneration
 from hicom.train import run
@@ -75,6 +76,24 @@ def test_a_step_that_is_no_number_stops_the_run_and_names_it(
     stamp = json.loads((tmp_path / "run.json").read_text())
     assert stamp["status"] == "finished"
     assert "stopped" not in stamp
+
+
+def test_weights_that_are_no_numbers_reach_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """One weight of all becomes infinite in the step before a checkpoint, from finite gradients."""
+    steps: list[int] = []
+
+    def overflow(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        steps.append(1)
+        if len(steps) == 4:
+            optimizer.param_groups[-1]["params"][-1].data.view(-1)[-1] = float("inf")
+
+    handle = register_optimizer_step_post_hook(overflow)
+    try:
+        with pytest.raises(ValueError, match=r"^step 4: weights are not finite after it; last finite one: step 4: "):
+            run(make_config(folder, out=str(tmp_path), save_every=2))
+    finally:
+        handle.remove()
+    assert_stopped_well(tmp_path, 2)
 
 
 @pytest.mark.parametrize("rate_scale", [1e7, 1e33])

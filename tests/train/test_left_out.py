@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from hicom.cli import main
 from hicom.data.collate import Collator
 from hicom.data.mixture import read_skip_list
-from hicom.train import DataConfig, TrainConfig, run
+from hicom.train import DataConfig, StageConfig, TrainConfig, run
 from hicom.train.data import make_data
 from hicom.train.run import load
 from hicom.train.stages import resolve
 from scale_training import losses, make_mixed_folder, mixed_config, train_in_two
-from toy_training import make_config, make_folder
+from toy_training import ALL, make_config, make_folder
 
 KEPT = {"steps": 8, "batch_size": 2, "save_every": 3}
 
@@ -116,6 +116,21 @@ def test_a_smaller_batch_is_a_run_without_that_sample(folder: Path) -> None:
         assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).loss, model(**whole).loss)
+
+
+def test_a_smaller_batch_keeps_its_window(folder: Path) -> None:
+    """It is drawn for all samples of the batch, so that the others learn what they would have learnt."""
+    windows = ((1, 2, 2), (2, 2, 2), (4, 4, 4))
+    config = from_pixels(folder, "run")
+    samples, collator = make_data(
+        dataclasses.replace(config, stage=StageConfig(trainable=ALL, windows=windows)), *load(config)
+    )
+    less = dataclasses.replace(collator, skipped=frozenset({1}))
+    drawn = [(collator([samples[1], samples[i]]), less([samples[1], samples[i]])) for i in (0, 2, 3, 4, 5)]
+    assert len({whole["window"] for whole, _ in drawn}) > 1
+    for whole, smaller in drawn:
+        assert len(smaller["labels"]) == 1 < len(whole["labels"])
+        assert smaller["window"] == whole["window"]
 
 
 def test_a_batch_of_nothing_makes_the_same_calls_and_changes_no_weight(folder: Path) -> None:
