@@ -35,7 +35,7 @@ from ..locks import locked, owned
 from ..model.convert import is_official, resolve_folder
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
-from ..optim import check_muon
+from ..optim import find_muon
 from ..provenance import git_commit, hardware
 from .assemble import assemble, find
 from .config import Chain, TrainConfig
@@ -64,7 +64,7 @@ def run(config: TrainConfig | Chain) -> Path:
     if isinstance(config, Chain):
         return run_chain(config)
     if config.optimizer == "muon":
-        check_muon()
+        find_muon()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with owned(out) if is_main() else nullcontext():
