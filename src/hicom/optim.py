@@ -14,14 +14,16 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 
-def check_muon() -> None:
-    """Raise where the installed torch has no Muon.
+def find_muon() -> Callable[..., Optimizer]:
+    """Return torch's Muon.
 
     Raises:
-        ValueError: torch is older than 2.9.
+        ValueError: torch is older than 2.9 and has none.
     """
-    if not hasattr(torch.optim, "Muon"):
+    muon: Callable[..., Optimizer] | None = getattr(torch.optim, "Muon", None)
+    if muon is None:
         raise ValueError(f"Muon needs torch 2.9 or newer, and this is {torch.__version__}: update torch, or use AdamW")
+    return muon
 
 
 def muon_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -87,8 +89,7 @@ class MuonAdamW(Optimizer):
         # Groups are shared, so that a scheduler that sets rates here sets them there.
         self.parts: list[Optimizer] = []
         if by_muon:
-            check_muon()
-            self.parts.append(torch.optim.Muon(by_muon, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(find_muon()(by_muon, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"))
         if by_adam:
             self.parts.append(AdamW(by_adam, betas=betas, fused=is_fused()))
         self._share()

@@ -21,7 +21,7 @@ from ..model.convert import is_official
 from ..model.hub import find_model
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
-from ..optim import check_muon
+from ..optim import find_muon
 from .assemble import assemble, find
 from .config import Chain, TrainConfig
 from .data import check_chain, check_data
@@ -46,7 +46,7 @@ def run(config: TrainConfig | Chain) -> Path:
     if isinstance(config, Chain):
         return run_chain(config)
     if config.optimizer == "muon":
-        check_muon()
+        find_muon()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with owned(out) if is_main() else nullcontext():

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hicom.locks import owned
-from hicom.optim import check_muon, make_optimizer, parameter_groups
+from hicom.optim import find_muon, make_optimizer, parameter_groups
 
 HISTORY_EVERY = 50
 
@@ -165,7 +165,7 @@ def train_steps(
         ValueError: `out` holds a run of another configuration, or another process trains in it; or torch has no Muon.
     """
     if use_muon:
-        check_muon()
+        find_muon()
     out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         device = next(module.parameters()).device
