@@ -583,8 +583,10 @@ def test_a_copy_of_an_attached_model_is_a_model_of_its_own(family: str, copied: 
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
-    assert not last_logits(other, inputs).any()
+    assert not other.model(**inputs).last_hidden_state.any()
+    assert not other.generate(**inputs, max_new_tokens=3)[:, -3:].any()
     assert torch.equal(last_logits(model, inputs), wanted)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3), ids)
     # Detaching one leaves the other as it is.
     attachment.detach()
     assert "forward" not in vars(model.model)

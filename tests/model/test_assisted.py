@@ -28,8 +28,10 @@ def frames(number: int, seed: int = 0) -> np.ndarray:
 def inputs(model: HIComForConditionalGeneration, medium: str, question: str = "which object moves left ?") -> Any:
     place = {"video": "<video>\n", "image": "<image>\n", "text": ""}[medium]
     media: dict[str, Any] = {"video": {"videos": [frames(4)]}, "image": {"images": [frames(1)[0]]}, "text": {}}[medium]
-    text = f"<|im_start|>user\n{place}{question}<|im_end|>\n<|im_start|>assistant\n"
-    return tiny.processor(model.config)(text, **media)
+    # An earlier turn, so that what stands behind its marker is looked up as a draft.
+    before = "<|im_start|>user\nhow many ?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
+    text = f"{before}<|im_start|>user\n{place}{question}<|im_end|>\n<|im_start|>assistant\n"
+    return tiny.processor(model.config)(text=text, **media)
 
 
 def generate(model: HIComForConditionalGeneration, batch: Any, **kwargs: Any) -> torch.Tensor:
