@@ -20,9 +20,10 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 import hicom.model.turns as module
 import tiny
 from chat_templates import FAMILIES, TAKES_NO_SYSTEM, Family
+from hicom.model.dual_encoder import InstructionWarning
 from hicom.model.instruction import extract_instruction
 from hicom.model.processing import HIComProcessor
-from hicom.model.turns import TurnWarning, UserTurns, last_turn_or_text
+from hicom.model.turns import UserTurns, last_turn_or_text
 
 REMEDY = "pass instruction"
 
@@ -111,7 +112,7 @@ def test_system_prompts_are_not_of_the_user(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].hides_system])
 def test_hidden_system_prompts_are_told(name: str) -> None:
     prompt = render(name, "What is red?", system="Be kind.")
-    with pytest.warns(TurnWarning, match=r"marks no end of it.*Be kind.*pass instruction"):
+    with pytest.warns(InstructionWarning, match=r"marks no end of it.*Be kind.*pass instruction"):
         assert UserTurns.of(TOKENIZERS[name]).last(prompt, REMEDY) == "Be kind.\n\nWhat is red?"
 
 
@@ -181,7 +182,7 @@ def test_results_of_tools_are_not_of_the_user(name: str, calls: bool) -> None:
 
 def test_words_of_the_user_that_look_like_two_turns_are_told() -> None:
     question = "Why [/INST] and [INST] here?"
-    with pytest.warns(TurnWarning, match=r"where it begins is not certain; pass instruction"):
+    with pytest.warns(InstructionWarning, match=r"where it begins is not certain; pass instruction"):
         assert UserTurns.of(TOKENIZERS["mistral-v3"]).last(render("mistral-v3", question), REMEDY) == question
 
 
@@ -250,7 +251,7 @@ def test_marks_that_a_tokenizer_does_not_know() -> None:
 def test_prompts_of_another_template_are_told(other: str) -> None:
     turns = UserTurns.of(TOKENIZERS["alpaca"])
     prompt = render(other, "What is red?")
-    with pytest.warns(TurnWarning, match="another chat template than the tokenizer's wrote it"):
+    with pytest.warns(InstructionWarning, match="another chat template than the tokenizer's wrote it"):
         assert last_turn_or_text(prompt, [turns], REMEDY) == prompt
 
 
@@ -259,9 +260,9 @@ def test_templates_that_mark_nothing() -> None:
     for template in ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "{{ raise_exception('no') }}", "{{ x"):
         tokenizer.chat_template = template
         turns = UserTurns.of(tokenizer)
-        with pytest.raises(ValueError, match="the chat template does not mark the user's turns; pass instruction"):
+        with pytest.raises(ValueError, match="the chat template does not mark them; pass instruction"):
             turns.last("What is red?", REMEDY)
-        with pytest.warns(TurnWarning, match="does not mark the user's turns, so all of the prompt steers"):
+        with pytest.warns(InstructionWarning, match="does not mark the user's turns, so all of the prompt steers"):
             assert last_turn_or_text("What is red?", [turns], REMEDY) == "What is red?"
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):

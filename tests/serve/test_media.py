@@ -333,6 +333,9 @@ def wrong_contents() -> dict[str, Callable[[bytes], str]]:
         "no comma": lambda _: "data:video/mp4;base64",
         "empty": lambda _: "data:video/mp4;base64,",
         "text": lambda _: data_url(b"hello"),
+        "a drawing": lambda _: data_url(
+            b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "image/svg+xml"
+        ),
         "half a video": lambda video: data_url(video[: len(video) // 3]),
         "half a picture": lambda _: f"data:video/jpeg;base64,{base64.b64encode(picture()[:40]).decode()}",
         "frames of nothing": lambda _: "data:video/jpeg;base64,,",

@@ -281,7 +281,7 @@ def test_a_moved_interface_concerns_our_models_alone(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
     assert "other: ['Qwen2ForCausalLM']" in run.stdout, run.stderr[-2000:]
     told = run.stdout.partition("hicom: ")[2]
-    assert "in this one inner interfaces have moved: vllm.multimodal.processing has no PromptReplacement;" in told
+    assert "inner interfaces have moved: vllm.multimodal.processing has no PromptReplacement;" in told
     assert all("hicom-tiny" in line for line in run.stderr.splitlines() if "hicom" in line), run.stderr
     served = subprocess.run(
         [sys.executable, "-m", "hicom", "serve", "hicom-tiny", "--port", str(free_port())],
@@ -292,7 +292,9 @@ def test_a_moved_interface_concerns_our_models_alone(tmp_path: Path) -> None:
         env=environment,
     )
     assert served.returncode == 2
-    assert served.stderr.strip().splitlines()[-1].startswith("hicom: error: hicom serves its models with vLLM")
+    assert (
+        served.stderr.strip().splitlines()[-1].startswith("hicom: error: hicom cannot serve its models with this vLLM")
+    )
 
 
 # What clients name is fetched without trust

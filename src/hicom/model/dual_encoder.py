@@ -47,7 +47,7 @@ DUAL_ENCODERS = (SiglipModel, Siglip2Model, CLIPModel)
 
 
 class InstructionWarning(UserWarning):
-    """An instruction is longer than the text tower takes, and is cut."""
+    """An instruction is longer than the text tower takes and is cut, or is not found for certain in a prompt."""
 
 
 def frame_size(config: PreTrainedConfig) -> int:

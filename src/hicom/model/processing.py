@@ -425,7 +425,7 @@ class HIComProcessor(ProcessorMixin):
             ValueError: a chat template wrote the prompt, and no user turn is found.
 
         Warns:
-            TurnWarning: what the user says last is not certain.
+            InstructionWarning: what the user says last is not certain.
         """
         # A template that a call of `apply_chat_template` was given may have written it.
         finders = [UserTurns.of(self.tokenizer, each) for each in (self.chat_template, *self._other_templates)]

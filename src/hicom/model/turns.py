@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from .dual_encoder import InstructionWarning
 from .instruction import PLACEHOLDERS
 
 # Words that no template writes by itself.
@@ -29,10 +30,6 @@ _SYSTEM, _USER, _USER_2, _ANSWER, _RESULT = ("Qsysz", "Quserz", "Qaskz", "Qansz"
 _FOREIGN = re.compile(
     r"<[|\uff5c][^\s|\uff5c<>]{1,40}[|\uff5c]>|\[/?INST\]|<\w+_of_turn>|\b(?:ASSISTANT|Assistant)\s?:\s*\Z"
 )
-
-
-class TurnWarning(UserWarning):
-    """What the user said last is not certain."""
 
 
 class UserTurns:
@@ -49,8 +46,8 @@ class UserTurns:
         self._specials = {token for token in specials if re.search(r"\W", token)}
         bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self._marks = _derive(_Renderer(tokenizer, chat_template), bos, eos, self._specials)
-        # What a tokenizer puts around any text marks nothing.
-        self._around = {bos, eos, str(tokenizer.pad_token or "")} - {""}
+        # What a tokenizer puts around any text, or in place of what it does not know, marks nothing.
+        self._around = {bos, eos, str(tokenizer.pad_token or ""), str(tokenizer.unk_token or "")} - {""}
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> UserTurns:
@@ -80,8 +77,7 @@ class UserTurns:
     def has_marks(self, prompt: str) -> bool:
         """Return whether anything in a prompt is of a template; else it is plain text."""
         text, marks = _without(prompt, PLACEHOLDERS).strip(), self._marks
-        while any(text.startswith(token) for token in self._around):
-            text = re.sub("|".join(map(re.escape, self._around)), "", text, count=1).lstrip()
+        text = re.sub(rf"\A(?:{'|'.join(map(re.escape, self._around))}|\s)+", "", text) if self._around else text
         text = _without(text, (token for token in self._around if marks is None or token not in marks.own))
         found = marks is not None and (marks.loose.closers.search(text) or marks.loose.first.match(text.lstrip()))
         return bool(found) or any(token in text for token in self._specials)
@@ -97,28 +93,28 @@ class UserTurns:
             ValueError: no user turn is found.
 
         Warns:
-            TurnWarning: where the turn begins or ends is not certain.
+            InstructionWarning: where the turn begins or ends is not certain.
         """
         marks = self._marks
         turn = None if marks is None else marks.last(prompt)
         if marks is None or turn is None:
-            reason = "no user turn is found in it"
-            if marks is None:
-                reason = "the chat template does not mark the user's turns"
+            reason = (
+                "the chat template does not mark them" if marks is None else "it is not as the chat template has it"
+            )
             raise ValueError(f"no user turn is found in the prompt {prompt[-200:]!r}: {reason}; {remedy}")
         words = prompt[turn.start : turn.end]
         if turn.is_doubtful:
             warnings.warn(
                 f"the user's turn {words[:200]!r} contains what the chat template marks turns with, so where it begins "
                 f"is not certain; {remedy}",
-                TurnWarning,
+                InstructionWarning,
                 stacklevel=3,
             )
         if marks.hides_system(words, is_first=turn.number == 1):
             warnings.warn(
                 "the chat template puts a system prompt before the user's words and marks no end of it, so where there "
                 f"is one it steers, too: {words[:200]!r}; {remedy}",
-                TurnWarning,
+                InstructionWarning,
                 stacklevel=3,
             )
         return words.strip()
@@ -139,7 +135,7 @@ def last_turn_or_text(prompt: str, finders: Sequence[UserTurns], remedy: str) ->
         ValueError: a template wrote the prompt, and no user turn is found.
 
     Warns:
-        TurnWarning: what the user says last is not certain, or the prompt looks as if another template wrote it.
+        InstructionWarning: what the user says last is not certain, or the prompt looks as if another template wrote it.
     """
     errors = []
     for finder in finders:
@@ -157,7 +153,9 @@ def last_turn_or_text(prompt: str, finders: Sequence[UserTurns], remedy: str) ->
     elif not all(finder.are_marked for finder in finders):
         reason = "the chat template does not mark the user's turns"
     if reason:
-        warnings.warn(f"{reason}, so all of the prompt steers the compressor; {remedy}", TurnWarning, stacklevel=3)
+        warnings.warn(
+            f"{reason}, so all of the prompt steers the compressor; {remedy}", InstructionWarning, stacklevel=3
+        )
     return prompt
 
 

@@ -125,6 +125,8 @@ def check_media(source: bytes | Path | Sequence[Image.Image], limits: MediaLimit
         # Sizes that headers tell come first: opening a decoder for a hostile size is what is to be avoided.
         with av.open(data if isinstance(data, io.BytesIO) else str(data), "r") as container:
             for stream in container.streams.video:
+                if stream.codec_context is None:  # nothing here decodes it, SVG for instance
+                    raise MediaError("the file is no video or picture that can be read")
                 _check_size(stream.codec_context.width, stream.codec_context.height, limits)
             if container.duration is not None:
                 _check_duration(container.duration / av.time_base, limits)

@@ -10,12 +10,11 @@ import ast
 import importlib.util
 import os
 import re
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any, NoReturn
 
 ARCHITECTURE = "HIComForConditionalGeneration"
-VERSIONS = "0.32"
-"""Of vLLM, whose inner interfaces this package knows."""
 OVERRIDDEN = {
     "vllm.multimodal.processing.processor": (
         "_call_hf_processor",
@@ -133,9 +132,10 @@ def moved_interface(root: Path | None = None) -> str | None:
 
 
 def _moved(what: str) -> str:
+    known = next((each.partition(";")[0] for each in requires("hicom") or () if each.startswith("vllm")), "vllm")
     return (
-        f"hicom serves its models with vLLM {VERSIONS}, and in this one inner interfaces have moved: {what}; "
-        f"install vllm=={VERSIONS}.* (other models are not concerned)"
+        f"hicom cannot serve its models with this vLLM, whose inner interfaces have moved: {what}; install '{known}' "
+        "(other models are not concerned)"
     )
 
 
