@@ -22,6 +22,7 @@ from hicom.data.mixture import parse_source, read_sources
 from hicom.model.config import HIComConfig
 from hicom.model.memory import empty_model
 from hicom.model.modeling import HIComForConditionalGeneration
+from hicom.model.processing import HIComProcessor
 from hicom.recipes import RECIPES
 from hicom.recipes.published import SAMPLES, STAGES, Published, hours, release_chain
 from hicom.train import Chain, TrainConfig, run
@@ -227,6 +228,12 @@ def test_a_published_chain_runs_in_small(tmp_path: Path, kind: str) -> None:
     stamp = json.loads((out / "align" / "run.json").read_text())
     assert stamp["configuration"]["init"] == str(out / "start")
     assert (stamp["steps"], stamp["accumulate"]) == (2, 2)
+    # The script gives no `image_aspect_ratio` to its first stage, whose default squeezes; the others pad.
+    ratios = {"paper": ("pad", "pad", "pad"), "release": ("square", "pad", "pad")}[kind]
+    made = ("exact", "repeat") if kind == "release" else ("fast", "once")
+    for stage, ratio in zip(STAGES, ratios, strict=True):
+        processor = HIComProcessor.from_pretrained(out / stage / "model")
+        assert (processor.image_aspect_ratio, processor.pixels, processor.short_videos) == (ratio, *made)
     start = HIComForConditionalGeneration.from_pretrained(out / "start").state_dict()
     if kind == "release":  # there the instruction encoder comes in later
         start = HIComForConditionalGeneration.from_pretrained(out / "guided").state_dict() | start

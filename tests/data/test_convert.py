@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hicom.data.collate import IGNORED, Collator
 from hicom.data.convert import LAYOUTS, run
 from hicom.data.convert.clean import clean
 from hicom.data.convert.layout import Draft, LeftOut, Media
+from hicom.data.convert.options import choose_class
 from hicom.data.convert.run import Report, convert
 from hicom.data.mixture import read_sources
 from hicom.data.records import parse_record, read_records
@@ -227,6 +229,28 @@ def test_questions_of_sets_that_have_labels(name: str, question: str, tmp_path: 
         assert answers == {1: "Answer: (C) answer 2", 2: "Answer: (A) answer 0"}
     else:
         assert answers["adult+female+singing/a.mp4"].endswith(") adult female singing")
+
+
+def test_options_do_not_tell_which_is_right() -> None:
+    """The right class stands at every place about as often, and wrong ones are all classes in turn."""
+    classes = [f"class {number}" for number in range(20)]
+    places, offered = Counter[str](), Counter[str]()
+    for number in range(800):
+        question, answer = choose_class("What?", ["class 3"], classes, 7, f"clip {number}")
+        assert choose_class("What?", ["class 3"], classes, 7, f"clip {number}") == (question, answer)
+        places[answer[:3]] += 1
+        offered.update(answer_options(question))
+    # Each is 100, and 295 of the wrong ones; four standard deviations are 38 and 55.
+    assert len(places) == 8
+    assert all(62 <= count <= 138 for count in places.values())
+    assert offered.pop("class 3") == 800
+    assert len(offered) == 19
+    assert all(240 <= count <= 350 for count in offered.values())
+    # As many right ones as there are letters leave no room for wrong ones; more are no question.
+    many = [f"class {number}" for number in range(30)]
+    assert choose_class("What?", many[:26], many, 7, "x")[1].count("\n") == 25
+    with pytest.raises(LeftOut, match="more right answers than letters"):
+        choose_class("What?", many[:27], many, 7, "x")
 
 
 def test_names_without_suffix(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hicom.data.check import check_data
 from hicom.data.collate import SampleSet
-from hicom.data.mixture import not_skipped, read_mixture, read_skip_list, read_sources
+from hicom.data.mixture import SkipList, not_skipped, read_mixture, read_skip_list, read_sources
 
 
 def write_records(path: Path, names: Sequence[str], turns: int = 1) -> Path:
@@ -211,13 +211,16 @@ def test_rows_of_datasets_can_be_listed(tmp_path: Path) -> None:
         "".join(json.dumps(line) + "\n" for line in [*lines, {"dataset": "two:train", "row": 2}] if "row" in line)
     )
     skip = read_skip_list(tmp_path / "skip.jsonl")
+    mixed = SkipList(skip.lines | {(tmp_path / "r.jsonl", 3)}, frozenset({tmp_path / "a.mp4"}))
+    (tmp_path / "again.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in mixed.entries()))
+    assert read_skip_list(tmp_path / "again.jsonl") == mixed
     one, two = (not_skipped(source, skip) for source in read_sources([mixture], skip=skip))
     assert (len(one), len(two)) == (2, 1)
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HICOM_DATA", raising=False)
-    with pytest.raises(ValueError, match=r"entry 1: \$HICOM_DATA/r.jsonl: \$HICOM_DATA is not set"):
+    with pytest.raises(ValueError, match=r"\$HICOM_DATA/r\.jsonl: \$HICOM_DATA is not set"):
         read_mixture(write_mixture(tmp_path, "datasets: [{path: $HICOM_DATA/r.jsonl}]"))
 
 

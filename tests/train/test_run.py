@@ -261,6 +261,21 @@ def test_pixels_train_as_kept_features_do(folder: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(weights(tmp_path / "pixels")[name], tensor, rtol=1e-2, atol=2e-3)
 
 
+def test_a_skip_list_is_enough_for_malformed_records(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines[:4], '{"video": "0.mp4"}']))
+    (tmp_path / "skip.jsonl").write_text('{"file": "bad.jsonl", "line": 5}\n{"file": "bad.jsonl", "line": 1}')
+    data = DataConfig(
+        records=(str(tmp_path / "bad.jsonl"),),
+        root=str(folder),
+        num_frames=4,
+        cache=str(folder / "cache"),
+        skip_list=str(tmp_path / "skip.jsonl"),
+    )
+    run(make_config(folder, out=str(tmp_path / "run"), steps=1, data=data, batch_size=1))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["samples"] == 3
+
+
 def test_a_mixture_and_what_is_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = (folder / "records.jsonl").read_text().splitlines()
     (tmp_path / "bad.jsonl").write_text("\n".join([lines[0], '{"video": "0.mp4"}', *lines[1:4]]))

@@ -104,9 +104,21 @@ class SkipList:
             found.setdefault(source, set()).add(number)
         return {source: frozenset(numbers) for source, numbers in found.items()}
 
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the lines of a file that `read_skip_list` reads, in order."""
+        found: list[dict[str, Any]] = [
+            {"dataset": source, "row": number} if isinstance(source, str) else {"file": str(source), "line": number}
+            for source, number in sorted(self.lines, key=lambda each: (str(each[0]), each[1]))
+        ]
+        return found + [{"media": str(file)} for file in sorted(self.media)]
+
     def shows(self, media: Iterable[Path]) -> bool:
         """Whether one of the files, or the file of a part of a video, is listed."""
-        return any(not self.media.isdisjoint((file.resolve(), split_bounds(file)[0].resolve())) for file in media)
+        for file in media:
+            whole, bounds = split_bounds(file)
+            if file.resolve() in self.media or (bounds and whole.resolve() in self.media):
+                return True
+        return False
 
 
 NOTHING = SkipList()
@@ -226,30 +238,30 @@ def parse_source(entry: Any, name: str) -> Source:
     return Source(**texts, weight=float(weight))
 
 
-def open_source(source: Source, folder: Path, name: str, on_bad: OnBadRecord, skip: SkipList) -> Records:
+def open_source(source: Source, folder: Path, name: str, on_bad: OnBadRecord, skip: SkipList = NOTHING) -> Records:
     """Return the records of an entry; paths start from `folder`, the mixture's.
 
     Raises:
         ValueError: see `read_records`; or a variable of a path is not set.
     """
-    root = None if source.root is None else folder / expanded(source.root, name)
+    root = None if source.root is None else folder / expanded(source.root)
     if source.path is not None:
-        path = folder / expanded(source.path, name)
+        path = folder / expanded(source.path)
         return read_records(path, root, on_bad, skip.numbers(path))
     called = source.called
     rows = load_rows(source, folder, name)
     return RowRecords(rows, folder if root is None else root, called, on_bad, skip.numbers(called))
 
 
-def expanded(path: str, name: str) -> str:
+def expanded(path: str) -> str:
     """Return a path with `~` and `$NAME` replaced.
 
     Raises:
-        ValueError: such a variable is not set; `name` is named.
+        ValueError: such a variable is not set.
     """
     found = os.path.expandvars(os.path.expanduser(path))
     if variable := re.search(r"\$(?:\w+|\{\w+\})", found):
-        raise ValueError(f"{name}: {path}: {variable[0]} is not set; export it, or write the folder in its place")
+        raise ValueError(f"{path}: {variable[0]} is not set; export it, or write the folder in its place")
     return found
 
 
@@ -265,7 +277,7 @@ def load_rows(source: Source, folder: Path, name: str) -> Any:
         import datasets
     except ImportError:
         raise ImportError(f"{name}: `dataset` needs the package datasets: pip install 'hicom[data]'") from None
-    here = folder / expanded(source.dataset, name)
+    here = folder / expanded(source.dataset)
     try:
         if (here / "dataset_info.json").is_file() or (here / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(str(here))

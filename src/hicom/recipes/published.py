@@ -30,6 +30,8 @@ StageName = Literal["align", "pretrain", "tune"]
 STAGES: tuple[StageName, ...] = ("align", "pretrain", "tune")
 
 VISION = "google/siglip-so400m-patch14-384"
+RELEASED_PROCESSING = {"pixels": "exact", "short_videos": "repeat"}
+"""How the released code makes pixels; its first stage also squeezes pictures, and the others pad them."""
 GUIDED = {"local_injection": "direct", "global_injection": "direct"}
 """Injections of the released model."""
 SAMPLES: dict[StageName, int] = {"align": 558_128, "pretrain": 739_000, "tune": 2_680_000}
@@ -170,17 +172,19 @@ class Published(Chain):
         vision: dual encoder: a folder or a hub id.
         llm: language model: likewise.
         compressor: fields of `HIComConfig` beyond the defaults.
+        processing: fields of the processor beyond the defaults, where the first stage starts.
     """
 
     vision: str = VISION
     llm: str
     compressor: tyro.conf.Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
+    processing: tyro.conf.Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def prepare(self) -> Path | None:
         """Write `start`, where it is missing: the towers, the language model and a new compressor."""
         start = Path(self.out) / "start"
         if not (start / "processor_config.json").exists():  # written last
-            save(*assemble(self.vision, self.llm, **self.compressor), start)
+            save(*assemble(self.vision, self.llm, **self.compressor), start, self.processing)
         return start
 
 
@@ -195,13 +199,18 @@ class Released(Published):
         guided = Path(self.out) / "guided"
         if not (guided / "processor_config.json").exists():
             fields = self.compressor | GUIDED
-            save(*assemble(self.vision, self.llm, compressor_from=model, **fields), guided)
+            made = assemble(self.vision, self.llm, compressor_from=model, **fields)
+            save(*made, guided, self.processing | {"image_aspect_ratio": "pad"})
         return guided
 
 
-def save(model: HIComForConditionalGeneration, processor: HIComProcessor, folder: Path) -> None:
-    """Save a model, and last its processor."""
+def save(
+    model: HIComForConditionalGeneration, processor: HIComProcessor, folder: Path, processing: dict[str, str]
+) -> None:
+    """Save a model, and last its processor with these fields."""
     model.save_pretrained(folder)
+    for name, value in processing.items():
+        setattr(processor, name, value)
     processor.save_pretrained(folder)
 
 
@@ -214,7 +223,9 @@ def release_chain() -> Released:
     """Return all stages of the released code."""
     compressor = {"dialect": "release", **NO_INSTRUCTION}
     stages = tuple(release_stage(stage) for stage in STAGES)
-    return Released(out="runs/release-7b", llm=SIZES["7b"].llm, compressor=compressor, stages=stages)
+    processing = RELEASED_PROCESSING | {"image_aspect_ratio": "square"}
+    llm = SIZES["7b"].llm
+    return Released(out="runs/release-7b", llm=llm, compressor=compressor, processing=processing, stages=stages)
 
 
 # What they take
