@@ -31,7 +31,7 @@ def inputs(model: HIComForConditionalGeneration, medium: str, question: str = "w
     # An earlier turn, so that what stands behind its marker is looked up as a draft.
     before = "<|im_start|>user\nhow many ?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
     text = f"{before}<|im_start|>user\n{place}{question}<|im_end|>\n<|im_start|>assistant\n"
-    return tiny.processor(model.config)(text=text, **media)
+    return tiny.processor(model.config)(text=text, return_tensors="pt", **media)
 
 
 def generate(model: HIComForConditionalGeneration, batch: Any, **kwargs: Any) -> torch.Tensor:

@@ -40,7 +40,7 @@ def test_parts_on_disk_answer_as_in_memory(kind: str, tmp_path: Path) -> None:
     whole = HIComForConditionalGeneration.from_pretrained(folder)
     processor = tiny.processor(whole.config)
     text = f"<|im_start|>user\n<video>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    batch = processor(text=text, videos=[frames(4)])
+    batch = processor(text=text, videos=[frames(4)], padding=True, return_tensors="pt")
     wanted = whole(**batch).logits
     for away in [(part,) for part in PARTS if part != "model.instruction_encoder" or whole.config.is_conditional] + [
         PARTS
@@ -58,7 +58,7 @@ def test_parts_on_disk_answer_as_in_memory(kind: str, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_placed_by_itself(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model")
     whole = HIComForConditionalGeneration.from_pretrained(folder)
-    batch = tiny.processor(whole.config)(text="<video>\nwhat is red ?", videos=[frames(4)])
+    batch = tiny.processor(whole.config)(text="<video>\nwhat is red ?", videos=[frames(4)], return_tensors="pt")
     size = sum(p.numel() * p.element_size() for p in whole.parameters())
     model = load(folder, device_map="auto", max_memory={"cpu": size // 2})
     assert {"cpu", "disk"} == {str(place) for place in model.hf_device_map.values()}

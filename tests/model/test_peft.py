@@ -35,7 +35,9 @@ def frames(number: int) -> np.ndarray:
 def batch(model: Any) -> dict[str, Tensor]:
     questions = ("which object moves left ?", "what is red ?")
     texts = [f"<|im_start|>user\n<video>\n{text}<|im_end|>" for text in questions]
-    inputs = dict(tiny.processor(model.config)(text=texts, videos=[frames(4), frames(3)]))
+    inputs = dict(
+        tiny.processor(model.config)(text=texts, videos=[frames(4), frames(3)], padding=True, return_tensors="pt")
+    )
     return inputs | {"labels": inputs["input_ids"]}
 
 
