@@ -202,7 +202,7 @@ def test_media_start_from_the_root(tmp_path: Path) -> None:
 def test_parts_of_a_video_are_asked_about_that_part(tmp_path: Path) -> None:
     lines = [record("what is there ?", "a dog", video="clips/a.mp4#t=0.5,1"), record("and now ?", "a cat")]
     (task,) = record_tasks(write(tmp_path / "val.jsonl", lines))
-    part, whole = task.read(Path())
+    part, whole = task.read(Path()).items
     assert (part.video, part.start_s, part.end_s) == (tmp_path / "clips" / "a.mp4", 0.5, 1.0)
     # Both show the same file, so they are not independent.
     assert part.video_id == whole.video_id == "clips/a.mp4"

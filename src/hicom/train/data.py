@@ -27,7 +27,7 @@ from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from ..video import split_bounds
 from .config import Chain, TrainConfig
-from .stamp import Skips, is_finished, num_processes
+from .stamp import Skips, is_finished, num_processes, union
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +102,9 @@ def first_records(config: TrainConfig) -> Iterator[tuple[str, Lines, Path]]:
 
 def first_of_source(source: Source, folder: Path, name: str) -> tuple[Lines, Path]:
     """Return the first records of an entry of a mixture in `folder`, and the folder that its media are in."""
-    root = None if source.root is None else folder / expanded(source.root, name)
+    root = None if source.root is None else folder / expanded(source.root)
     if source.path is not None:
-        path = folder / expanded(source.path, name)
+        path = folder / expanded(source.path)
         return first_lines(path), path.parent if root is None else root
     rows = itertools.islice(load_rows(source, folder, name), FIRST)
     called = source.called
@@ -139,7 +139,7 @@ def make_data(
     if skips is None:
         skips = Skips() if data.skip_list is None else Skips(read_skip_list(data.skip_list))
     num_frames = processor.num_frames if data.num_frames is None else data.num_frames
-    sources = read_sources(data.records, data.root, data.on_bad_record, skips.start)
+    sources = read_sources(data.records, data.root, data.on_bad_record, union([skips.start, skips.later]))
     for source in sources:
         if source.records.errors:
             errors = source.records.errors

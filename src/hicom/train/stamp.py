@@ -190,12 +190,7 @@ def is_within(given: SkipList, lists: list[SkipList]) -> bool:
 
 def write_skip_list(skip: SkipList, path: Path) -> None:
     """Write a list that `read_skip_list` reads."""
-    entries: list[dict[str, Any]] = [
-        {"file": str(source), "line": number} if isinstance(source, Path) else {"dataset": source, "row": number}
-        for source, number in sorted(skip.lines, key=lambda entry: (str(entry[0]), entry[1]))
-    ]
-    entries += [{"media": str(file)} for file in sorted(skip.media)]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), "utf-8")
+    part.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skip.entries()), "utf-8")
     part.replace(path)

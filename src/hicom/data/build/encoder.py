@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig
 
+from ...model.dual_encoder import frame_inputs
 from ...model.hub import find_model, read_json
 from ...model.modeling import HIComForConditionalGeneration
 from ...model.processing import HIComProcessor, to_pixels
@@ -66,9 +67,11 @@ class DualEncoder:
         for first in range(0, len(frames), AT_ONCE):
             pixels = to_pixels(frames[first : first + AT_ONCE], self.size, self.mean, self.std).to(self.device)
             if self.hicom is not None:
-                output = self.hicom.model.vision_tower(pixel_values=pixels)
-                is_clip = isinstance(self.hicom.config.vision_config, CLIPVisionConfig)
-                found.append(output.image_embeds if is_clip else output.pooler_output)
+                tower, config = self.hicom.model.vision_tower, self.hicom.config.vision_config
+                output = tower(**frame_inputs(config, pixels))
+                # A HICom model's SigLIP does not pool by itself: nothing else asks for it.
+                is_clip = isinstance(config, CLIPVisionConfig)
+                found.append(output.image_embeds if is_clip else tower.head(output.last_hidden_state))
             else:
                 found.append(_embedding(self.model.get_image_features(pixel_values=pixels)))
         return torch.nn.functional.normalize(torch.cat(found).float(), dim=-1).cpu()
