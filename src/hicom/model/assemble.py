@@ -344,7 +344,7 @@ def read_tokenizer(name: str | Path, what: str, **kwargs: Any) -> PreTrainedToke
     plain = saved in ("TokenizersBackend", "PreTrainedTokenizerFast")
     try:
         return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(name, **kwargs)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:  # the last one: sentencepiece 0.2.1
         reason = " ".join(str(error).split())
         raise ValueError(f"the tokenizer of the {what} in {name} cannot be loaded: {reason}") from error
 

@@ -529,7 +529,12 @@ def _load_tokenizer(places: Sequence[str | Path], what: str) -> PreTrainedTokeni
     for place in places:
         try:
             return AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, ImportError) as error:
+        except (
+            OSError,
+            ValueError,
+            ImportError,
+            TypeError,
+        ) as error:  # the last one: sentencepiece 0.2.1 without a file
             reasons.append(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     warnings.warn(f"{what} cannot be loaded, so no processor is made ({'; '.join(reasons)})", stacklevel=3)
     return None
