@@ -241,3 +241,10 @@ def test_without_muon_only_muon_is_missing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=message):
         run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_an_older_trainer_saved_loads() -> None:
+    """The Trainer of transformers 5.16 writes the tokenizer's special tokens beside the language model's own."""
+    config = hicom.HIComConfig()
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = 27, 0, None
+    assert hicom.HIComConfig.from_dict(config.to_dict()).eos_token_id == 27
