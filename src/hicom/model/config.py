@@ -26,7 +26,7 @@ _HUGGING_FACE_KEYS = {
     "_name_or_path",
     "attn_implementation",
     "auto_map",
-    "bos_token_id",  # these three are written by the Trainer of older transformers, which knows no language model inside
+    "bos_token_id",  # these three are written by the Trainer of older transformers
     "eos_token_id",
     "experts_implementation",
     "model_type",
