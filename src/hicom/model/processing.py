@@ -627,7 +627,7 @@ def official_processor(checkpoint: OfficialCheckpoint, model: HIComForConditiona
 def _load_tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:  # TypeError: sentencepiece 0.2.1
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TokenizerMissing(f"{what} cannot be loaded from {folder} ({reason})") from error
 
