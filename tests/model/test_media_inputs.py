@@ -221,7 +221,10 @@ def test_lists_of_images(processor: HIComProcessor, picture: Path) -> None:
     assert count(two, [one, tensor]) == count(two, [[one, tensor]]) == count(two, np.stack([one, one])) == 2
     assert count(two, [np.stack([one, one])]) == 2
     assert count(["<image> what ?", two], [[one], [one, one]]) == 3
-    assert count("what ?", []) == count("what ?", [[]]) == 0
+    assert count("what ?", []) == count("what ?", [[]]) == count("what ?", [None]) == 0
+    assert count(["<image> what ?", "what ?"], [[one], None]) == 1, "as TRL passes prompts without images"
+    with pytest.raises(ValueError, match=r"\[0, 1\] image placeholders, but their lists have \[1, 0\]"):
+        count(["what ?", "<image> what ?"], [[one], None])
     with pytest.raises(ValueError, match="2 image placeholders, but 1 images"):
         count(two, [one])
 

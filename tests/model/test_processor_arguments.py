@@ -103,6 +103,14 @@ NEUTRAL_FALSE = {
         ({"return_tensors": "tf"}, "return_tensors='tf'"),
         ({"max_length": 3}, "max_length=3 needs truncation=True or padding='max_length'"),
         ({"max_length": -3, "truncation": True}, "positive"),
+        ({"padding": True, "pad_to_multiple_of": -8}, "pad_to_multiple_of=-8"),
+        ({"size": []}, "size=.* takes 20x20"),
+        ({"device": "nope"}, "device='nope'"),
+        ({"compression": "none"}, "compression='none': give one of conditional"),
+        ({"answer_starts": [0, 0]}, "2 answer_starts for 1 prompts"),
+        ({"assistant_spans": []}, "0 assistant_spans for 1 prompts"),
+        ({"instruction": 3}, "instruction=.*3.*: give text"),
+        ({"instruction": ["what", "red"]}, "2 instructions for 1 prompts"),
         ({"padding": "max_length"}, "needs max_length"),
         ({"audio": [1.0]}, "hear nothing"),
         ({"num_frame": 3}, "'num_frame'; did you mean 'num_frames'"),
@@ -240,6 +248,9 @@ def test_frames_of_a_call(processor: HIComProcessor) -> None:
     assert counts(video_metadata={"fps": 10, "frames_indices": indices, "total_num_frames": 100}) == [10]
     for wrong, words in (
         ({"do_sample_frames": False, "num_frames": 3}, "do_sample_frames=False takes all frames, but num_frames"),
+        ({"fps": [5]}, r"fps=\[5\]: give one number"),
+        ({"num_frames": "many"}, "num_frames='many'"),
+        ({"num_frames": 0}, "num_frames=0"),
         ({"video_metadata": [{"fps": 10}, None]}, "describes 2 videos, but 1 are given"),
         ({"video_metadata": {"fps": 10, "total_num_frames": 100}}, "tells of 100 frames, but 10 are given"),
         ({"video_metadata": {"fps": 10, "frames_indices": [1]}}, "1 frames_indices, but 10 frames"),
@@ -282,6 +293,8 @@ def test_order_is_that_of_transformers(processor: HIComProcessor) -> None:
 def test_media_without_text_are_pixels_alone(processor: HIComProcessor) -> None:
     found = processor(images=[frames(1)[0]], videos=[frames(3)])
     assert set(found) == {"pixel_values", "pixel_values_videos", "video_num_frames"}
+    with pytest.raises(ValueError, match="nothing to process"):
+        processor()
 
 
 # Chat templates
@@ -305,6 +318,8 @@ def test_arguments_of_the_call_come_inside_or_beside(processor: HIComProcessor) 
         processor.apply_chat_template(turn, num_framez=3, **given)
     with pytest.raises(ValueError, match="did you mean 'num_frames'"):
         processor.apply_chat_template(turn, processor_kwargs={"num_framez": 3}, **given)
+    with pytest.raises(ValueError, match="processor_kwargs must be a dictionary"):
+        processor.apply_chat_template(turn, processor_kwargs=[3], **given)
     with pytest.raises(ValueError, match="the conversation holds videos, and videos is given beside it"):
         processor.apply_chat_template(turn, videos=[frames(2)], **given)
     with pytest.raises(ValueError, match="and video_num_frames is given beside it"):

@@ -252,8 +252,8 @@ def check_pixels(name: str, value: Any, side: int, where: str = "") -> None:
     """
     if name == "size":
         sizes = value if isinstance(value, Mapping) else {"height": value, "width": value}
-        if isinstance(value, list | tuple):
-            sizes = {"height": value[0], "width": value[-1]}
+        if isinstance(value, list | tuple) and len(value) == 2:
+            sizes = dict(zip(("height", "width"), value, strict=True))
         for key, each in sizes.items():
             if key in ("min_pixels", "max_pixels"):
                 check_pixels(key, each, side, where)

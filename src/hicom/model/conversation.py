@@ -167,6 +167,8 @@ def split_variables(
     Raises:
         ValueError: a name is given twice, or neither knows it.
     """
+    if not isinstance(inside, Mapping):
+        raise ValueError(f"processor_kwargs must be a dictionary, not {type(inside).__name__}")
     if twice := sorted(set(inside) & set(beside)):
         raise ValueError(f"{twice[0]} is given twice: in processor_kwargs and by itself; give it once")
     call, variables = dict(inside), {}

@@ -163,10 +163,11 @@ def as_media(kind: Kind, given: Any, image_size: int) -> tuple[list[Medium], lis
         return [], None
     if not _is_many(kind, given, is_inner=False):
         return [_one(kind, given, image_size)], None
-    is_nested = [_is_many(kind, each, is_inner=True) for each in given]
+    per_place = [[] if each is None else each for each in given]  # None: a prompt without media
+    is_nested = [_is_many(kind, each, is_inner=True) for each in per_place]
     media = [
         [_one(kind, one, image_size) for one in _flat(kind, each)] if nested else [_one(kind, each, image_size)]
-        for each, nested in zip(given, is_nested, strict=True)
+        for each, nested in zip(per_place, is_nested, strict=True)
     ]
     counts = [len(each) for each in media] if is_nested and all(is_nested) else None
     return [one for each in media for one in each], counts
@@ -269,6 +270,11 @@ def frame_choice(medium: Medium, options: Mapping[str, Any]) -> tuple[Any, dict[
         options = {name: value for name, value in options.items() if name not in _WAYS}
     merged = {**options, **own}
     choice = {name: merged[name] for name in FRAME_CHOICE if name in merged}
+    for name, value in choice.items():
+        if name not in ("timestamps_s", "snap") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(
+                f"{name}={value!r}: give one number; videos that differ have options of their own in parts"
+            )
     if merged.get("do_sample_frames") is False:
         asked: list[str] = [name for name in ("num_frames", "fps", "timestamps_s") if name in choice]
         if asked:

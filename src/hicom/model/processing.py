@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -339,6 +339,10 @@ class HIComProcessor(ProcessorMixin):
                 cannot.
         """
         options = self._options(kwargs)
+        if images is None and text is None and videos is None:
+            raise ValueError("there is nothing to process; give text, images or videos")
+        if compression not in get_args(Compression):
+            raise ValueError(f"compression={compression!r}: give one of {', '.join(get_args(Compression))}")
         if audio is not None and not (isinstance(audio, list | tuple) and not audio):
             raise ValueError("audio is given, but HICom models hear nothing; leave it out")
         layout = Layout.of(options.text, self.tokenizer)
@@ -376,7 +380,14 @@ class HIComProcessor(ProcessorMixin):
     def _options(self, given: dict[str, Any]) -> CallOptions:
         """Return the standard arguments of a call, checked."""
         defaults = {group: getattr(self, group, None) or {} for group in GROUPS}
-        return CallOptions.of(given, defaults, self.image_size, (self.image_mean, self.image_std), OWN_ARGUMENTS)
+        own = (self.image_mean, self.image_std)
+        options = CallOptions.of(given, defaults, self.image_size, own, OWN_ARGUMENTS)
+        for device in (options.images.get("device"), options.videos.get("device")):
+            try:
+                torch.device("cpu" if device is None else device)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"device={device!r} is none that PyTorch knows") from error
+        return options
 
     def _add_videos(self, data: dict[str, Any], media: list[Medium], options: CallOptions) -> list[int]:
         """Read videos into `data`, and return how many frames each has."""
@@ -404,8 +415,10 @@ class HIComProcessor(ProcessorMixin):
         """Return the tokens of what steers every medium: those of a prompt are compressed under its instruction."""
         if instruction is None:
             instruction = [extract_instruction(self._last_user_turn(prompt)) for prompt in texts]
-        elif isinstance(instruction, str):
-            instruction = [instruction] * len(texts)
+        elif not isinstance(instruction, list | tuple):
+            instruction = [instruction] * len(texts)  # type: ignore[list-item]
+        if not all(isinstance(each, str) for each in instruction):
+            raise ValueError(f"instruction={instruction!r}: give text, or one text a prompt")
         if len(instruction) != len(texts):
             raise ValueError(f"{len(instruction)} instructions for {len(texts)} prompts")
         data: dict[str, Tensor] = {}

@@ -55,8 +55,10 @@ class Layout:
             raise ValueError(f"return_tensors={tensors!r}: give 'pt', 'np' or None")
         max_length = options.get("max_length")
         is_cut = truncation != "do_not_truncate"
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
-            raise ValueError(f"max_length={max_length!r}: give a positive number of tokens")
+        multiple = options.get("pad_to_multiple_of", 1)
+        for name, value in (("max_length", max_length), ("pad_to_multiple_of", multiple)):
+            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+                raise ValueError(f"{name}={value!r}: give a positive number of tokens")
         if max_length is not None and "truncation" not in options and padding != "max_length":
             raise ValueError(f"max_length={max_length} needs truncation=True or padding='max_length'")
         if max_length is None and (is_cut or padding == "max_length") and tokenizer.model_max_length < 10**9:
@@ -66,7 +68,7 @@ class Layout:
         return cls(
             padding=padding,
             side=side,
-            multiple=int(options.get("pad_to_multiple_of") or 1),
+            multiple=int(multiple),
             max_length=max_length,
             is_cut=is_cut,
             cut_side=tokenizer.truncation_side,
@@ -156,6 +158,9 @@ def tokenize_rows(
         answer_starts: see `HIComProcessor.__call__`.
         assistant_spans: see there.
     """
+    for name, given in (("answer_starts", answer_starts), ("assistant_spans", assistant_spans)):
+        if given is not None and len(given) != len(texts):
+            raise ValueError(f"{len(given)} {name} for {len(texts)} prompts")
     left = {token: iter(numbers) for token, numbers in counts.items()}
     video_id, image_id = counts
     rows: dict[str, list[np.ndarray]] = {}
