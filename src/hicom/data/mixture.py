@@ -48,7 +48,8 @@ class Source:
     @property
     def called(self) -> str:
         """What a Hugging Face dataset is called in errors and skip lists."""
-        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+        split = None if self.split == "train" else self.split
+        return ":".join(part for part in (self.dataset, self.config, split) if part)
 
 
 @dataclass(frozen=True)
