@@ -10,7 +10,7 @@ import pytest
 
 from hicom.data.check import check_data
 from hicom.data.collate import SampleSet
-from hicom.data.mixture import SkipList, not_skipped, read_mixture, read_skip_list, read_sources
+from hicom.data.mixture import SkipList, Source, not_skipped, read_mixture, read_skip_list, read_sources
 
 
 def write_records(path: Path, names: Sequence[str], turns: int = 1) -> Path:
@@ -206,9 +206,9 @@ def test_rows_of_datasets_can_be_listed(tmp_path: Path) -> None:
     mixture = write_mixture(tmp_path, "datasets: [{dataset: one}, {dataset: two}]")
     check_data(read_sources([mixture], on_bad="skip")).write_skip_list(tmp_path / "skip.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "skip.jsonl").read_text().splitlines()]
-    assert [(line["dataset"], line["row"]) for line in lines if "row" in line] == [("one:train", 1), ("two:train", 1)]
+    assert [(line["dataset"], line["row"]) for line in lines if "row" in line] == [("one", 1), ("two", 1)]
     (tmp_path / "skip.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in [*lines, {"dataset": "two:train", "row": 2}] if "row" in line)
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"dataset": "two", "row": 2}] if "row" in line)
     )
     skip = read_skip_list(tmp_path / "skip.jsonl")
     mixed = SkipList(skip.lines | {(tmp_path / "r.jsonl", 3)}, frozenset({tmp_path / "a.mp4"}))
@@ -216,6 +216,11 @@ def test_rows_of_datasets_can_be_listed(tmp_path: Path) -> None:
     assert read_skip_list(tmp_path / "again.jsonl") == mixed
     one, two = (not_skipped(source, skip) for source in read_sources([mixture], skip=skip))
     assert (len(one), len(two)) == (2, 1)
+
+
+def test_configurations_and_splits_of_a_dataset_are_told_apart() -> None:
+    called = [Source(dataset="a/b", **more).called for more in ({}, {"config": "c"}, {"config": "c", "split": "d"})]
+    assert called == ["a/b", "a/b:c", "a/b:c:d"]
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

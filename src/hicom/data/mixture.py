@@ -47,8 +47,9 @@ class Source:
 
     @property
     def called(self) -> str:
-        """Name of a dataset in error messages and skip lists."""
-        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+        """What a Hugging Face dataset is called in errors and skip lists."""
+        split = None if self.split == "train" else self.split
+        return ":".join(part for part in (self.dataset, self.config, split) if part)
 
 
 @dataclass(frozen=True)
