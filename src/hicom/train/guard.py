@@ -57,7 +57,7 @@ class Guard:
     def settle(self) -> None:
         """Raise ValueError where a step was left out for its gradients, as DeepSpeed does in silence.
 
-        That is an error unless a scaler does it, or its losses are not finite either.
+        That is an error, unless a scaler does it and the losses are finite.
         """
         if self._losses:
             self._judge(torch.full_like(self._losses[0], 0.0 if self.is_scaled else math.nan))
@@ -88,8 +88,9 @@ class Guard:
         if torch.distributed.is_initialized():
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everyone, (what, samples))
-            what = next((each for each, _ in everyone if each.startswith("the loss")), what)
-            samples = [name for _, names in everyone for name in names]
+            # Where the losses of some are to blame, the samples of the others are not.
+            blamed = [each for each in everyone if each[0].startswith("the loss")] or everyone
+            what, samples = blamed[0][0], [name for _, names in blamed for name in names]
         shown = "; ".join(samples[:SHOWN]) + (f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else "")
         last = "no step before had a finite loss" if self.good is None else "step {}: loss {:.4g}".format(*self.good)
         raise ValueError(
