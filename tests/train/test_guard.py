@@ -128,6 +128,7 @@ def test_infinite_gradients_that_a_scaler_leaves_out_are_no_error() -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer, guard = torch.optim.AdamW([weight]), Guard()
     guard.watch(optimizer)
+    guard.is_scaled = True
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
     for factor, is_step in ((float("inf"), False), (1.0, True)):
         before = weight.detach().clone()
@@ -138,11 +139,23 @@ def test_infinite_gradients_that_a_scaler_leaves_out_are_no_error() -> None:
         weight.grad.mul_(factor)
         scaler.step(optimizer)
         scaler.update()
+        guard.settle()
         optimizer.zero_grad()
         assert bool((weight != before).any()) == is_step
     (weight.sum() * float("nan")).backward()
     with pytest.raises(ValueError, match="gradients are not finite"):
         optimizer.step()
+
+
+def test_a_step_that_an_engine_leaves_out_in_silence_stops_the_run() -> None:
+    """DeepSpeed does that for gradients that are not finite, scaler or none; a loss that is none is an error always."""
+    for loss, is_scaled, message in ((1.0, False, "gradients are not finite"), (float("nan"), True, "the loss is nan")):
+        guard = Guard()
+        guard.is_scaled = is_scaled
+        guard.add(torch.tensor(loss), ["a sample"])
+        with pytest.raises(ValueError, match=f"{message}, on a sample"):
+            guard.settle()
+    guard.settle()  # nothing is left to look at
 
 
 def test_a_sum_tells_whether_all_numbers_are_finite() -> None:
@@ -184,5 +197,9 @@ def test_all_processes_stop_where_the_loss_of_one_is_no_number(folder: Path, tmp
     assert result.returncode != 0
     assert result.stderr.count("ValueError: step 4: the loss is nan, on ") >= 2, result.stderr[-3000:]
     assert "last finite one: step 3" in result.stderr
+    (message,) = {
+        line.partition("ValueError: ")[2] for line in result.stderr.splitlines() if "ValueError: step 4" in line
+    }
+    assert message.count("records.jsonl, line") == 1, "the sample of the other process is not to blame"
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-2"]
     assert not (tmp_path / "run" / "model").exists()

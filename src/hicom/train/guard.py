@@ -25,12 +25,14 @@ class Guard:
         step: number of the step that is being made.
         good: step and loss of the last step with a finite one.
         rates: learning rate of the last step by the rate that its parameters reach at most, in the table's order.
+        is_scaled: whether a scaler of float16 leaves steps out.
     """
 
     def __init__(self) -> None:
         self.step = 1
         self.good: tuple[int, float] | None = None
         self.rates: dict[float, float] = {}
+        self.is_scaled = False
         self._losses: list[Tensor] = []
         self._samples: list[list[str]] = []
         self._optimizer: Optimizer | None = None
@@ -50,14 +52,25 @@ class Guard:
         # DeepSpeed takes a step group by group.
         self.rates |= {group.get("initial_lr", group["lr"]): group["lr"] for group in optimizer.param_groups}
         total = sum_of(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+        self._judge(total)
+
+    def settle(self) -> None:
+        """Raise ValueError where a step was left out for its gradients, as DeepSpeed does in silence.
+
+        That is an error, unless a scaler does it and the losses are finite.
+        """
+        if self._losses:
+            self._judge(torch.full_like(self._losses[0], 0.0 if self.is_scaled else math.nan))
+
+    def _judge(self, total: Tensor) -> None:
+        """Raise ValueError where the losses of a step or the sum of its gradients are not finite, in any process."""
         *losses, gradients = torch.stack([*self._losses, total.to(self._losses[0]) if self._losses else total]).tolist()
         samples = self._samples
         self._losses, self._samples = [], []
         bad = [each for each, loss in zip(samples, losses, strict=True) if not math.isfinite(loss)]
         if any_process(bool(bad) or not math.isfinite(gradients), total.device):
-            what = (
-                f"the loss is {next(x for x in losses if not math.isfinite(x))}" if bad else "gradients are not finite"
-            )
+            worst = next((loss for loss in losses if not math.isfinite(loss)), None)
+            what = "gradients are not finite" if worst is None else f"the loss is {worst}"
             self.stop(what, [name for each in bad or samples for name in each])
         if losses:
             self.good = self.step, math.fsum(losses)
@@ -75,8 +88,9 @@ class Guard:
         if torch.distributed.is_initialized():
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everyone, (what, samples))
-            what = next((each for each, _ in everyone if each.startswith("the loss")), what)
-            samples = [name for _, names in everyone for name in names]
+            # Where the losses of some are to blame, the samples of the others are not.
+            blamed = [each for each in everyone if each[0].startswith("the loss")] or everyone
+            what, samples = blamed[0][0], [name for _, names in blamed for name in names]
         shown = "; ".join(samples[:SHOWN]) + (f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else "")
         last = "no step before had a finite loss" if self.good is None else "step {}: loss {:.4g}".format(*self.good)
         raise ValueError(

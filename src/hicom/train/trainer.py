@@ -78,7 +78,7 @@ class StageTrainer(Trainer):
         """Log a step with the rates of all parameters; gradients whose norm is infinite stop the run."""
         if "loss" in logs:
             norm = logs.get("grad_norm", 0.0)
-            if not math.isfinite(norm):
+            if not math.isfinite(norm) and not self.guard.is_scaled:
                 self.guard.step = self.state.global_step
                 self.guard.stop(f"the norm of the gradients is {norm}", [])
             for number, (peak, rate) in enumerate(self.guard.rates.items()):
@@ -131,9 +131,10 @@ class RunCallback(TrainerCallback):
         self.start = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep weights that are no numbers from being written."""
+        """Notice a step that was left out, and keep weights that are no numbers from being written."""
+        self.guard.step = state.global_step
+        self.guard.settle()
         if control.should_save:
-            self.guard.step = state.global_step
             self.guard.check_weights()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -198,6 +199,7 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.config, trainer.rules, trainer.guard, trainer.left_out = config, rules, guard, left_out
+    guard.is_scaled = trainer.accelerator.mixed_precision == "fp16"
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(StepBar())
