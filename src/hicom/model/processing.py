@@ -134,6 +134,21 @@ class HIComProcessor(ProcessorMixin):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Read the processor's own file, as `transformers` does; without one, its defaults would be taken in silence.
+
+        Raises:
+            ValueError: there is none.
+        """
+        fields, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "image_size" not in fields:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no processor_config.json of HICom; a checkpoint of the official "
+                f"release is converted first: hicom convert {pretrained_model_name_or_path} DST"
+            )
+        return fields, rest
+
+    @classmethod
     def from_config(
         cls,
         config: HIComConfig,
