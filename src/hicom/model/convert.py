@@ -117,7 +117,7 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the compressor's fields of `HIComConfig` for a released config.
 
     Raises:
-        ValueError: the projector is unknown, or uses newline tokens or tiled images, which no released model does.
+        ValueError: the projector or its injection is unknown.
     """
     local, global_ = parse_projector_type(config["mm_projector_type"])
     default = config.get("use_guide") or "off"
