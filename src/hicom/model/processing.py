@@ -231,8 +231,12 @@ class HIComProcessor(ProcessorMixin):
     def reading_options(self) -> dict[str, Any]:
         """The same, and whether short videos are filled up, in plain values for another process."""
         size = self.reading_size
-        square = {"is_square": True, "color": size.color} if isinstance(size, Square) else {}
-        return {"size": self.image_size, "repeat": self.short_videos == "repeat"} | square
+        options: dict[str, Any] = {"size": self.image_size}
+        if isinstance(size, Square):
+            options |= {"is_square": True, "color": size.color}
+        if self.short_videos == "repeat":
+            options["repeat"] = True
+        return options
 
     @property
     def pixels_key(self) -> dict[str, Any]:
