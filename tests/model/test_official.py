@@ -28,6 +28,7 @@ from hicom import cli
 from hicom.inference import VideoChat
 from hicom.model.convert import convert_official, load_official, open_official
 from hicom.model.modeling import HIComForConditionalGeneration
+from hicom.model.processing import HIComProcessor
 from hicom.model.tower import TokenizerMissing, find_tower, hub_ids
 from hicom.train.lora import quantization
 
@@ -413,6 +414,27 @@ def test_command_line_says_what_is_wrong(
     done = capfd.readouterr()
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convert", "export", "{release}", "{tmp}/x"],
+        ["convert", "merge", "{release}", "{tmp}", "{tmp}/x"],
+        ["data", "stats", "{tmp}/r.jsonl", "--model", "{release}"],
+    ],
+)
+def test_doors_that_take_only_this_layout_say_so(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    """Not with defaults in silence, and not by a field that they do not know."""
+    turns = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "yes"}]
+    (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "conversations": turns}) + "\n")
+    assert cli.main([each.format(release=checkpoint, tmp=tmp_path) for each in args]) == 2
+    assert "hicom convert" in capfd.readouterr().err
+    for load in (HIComForConditionalGeneration.from_pretrained, HIComProcessor.from_pretrained):
+        with pytest.raises(ValueError, match="official release"):
+            load(checkpoint)
 
 
 def test_command_line_converts_and_asks_by_hub_id(

@@ -155,6 +155,15 @@ def test_processor_keeps_its_ways(tmp_path: Path) -> None:
     assert (default.pixels, default.image_aspect_ratio, default.short_videos) == ("fast", "pad", "once")
 
 
+def test_another_process_is_told_how_to_read() -> None:
+    """What `hicom serve` hands to vLLM's video loader."""
+    assert processor().reading_options == {"size": SIZE}
+    padded = processor(pixels="exact", short_videos="repeat").reading_options
+    assert padded == {"size": SIZE, "is_square": True, "color": (127, 127, 127), "repeat": True}
+    squeezed = processor(image_aspect_ratio="square").reading_options
+    assert squeezed == {"size": SIZE, "is_square": True, "color": None}
+
+
 @pytest.mark.parametrize(("name", "value"), [("pixels", "slow"), ("image_aspect_ratio", "anyres"), ("short_videos", 3)])
 def test_ways_that_do_not_exist(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name}={value!r}: give one of"):

@@ -6,7 +6,15 @@ from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Siglip2VisionConfig,
+    SiglipVisionConfig,
+)
 
 from .compressor import Dialect, Injection
 from .dual_encoder import frame_size
@@ -19,6 +27,9 @@ _DEFAULT_PARTS: dict[str, dict[str, Any]] = {
     "instruction_config": {"model_type": "siglip_text_model", "bos_token_id": None, "eos_token_id": None},
     "text_config": {"model_type": "qwen2"},
 }
+
+OFFICIAL_MODEL_TYPES: dict[str, type[PreTrainedConfig]] = {"hicom_qwen2": Qwen2Config, "hicom_llama": LlamaConfig}
+"""What checkpoints of the official release call themselves, and their language model."""
 
 # What transformers itself passes to a configuration beside its declared fields.
 _HUGGING_FACE_KEYS = {
@@ -137,6 +148,21 @@ class HIComConfig(PreTrainedConfig):
             )
         if self.is_conditional:
             self._check_pair()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration of a dictionary, as `transformers` does.
+
+        Raises:
+            ValueError: as the constructor, or it is that of a checkpoint of the official release.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind in OFFICIAL_MODEL_TYPES:
+            raise ValueError(
+                f"model_type={kind!r} is the layout of the official release: load it with VideoChat.from_pretrained or "
+                "HIComForConditionalGeneration.from_official, or convert it: hicom convert SRC DST"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def _check_pair(self) -> None:
         """Raise ValueError where patches and instruction are not in one space."""

@@ -19,14 +19,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from .config import HIComConfig
+from .config import OFFICIAL_MODEL_TYPES, HIComConfig
 from .hub import find_local, find_model, read_json
 from .modeling import HIComForConditionalGeneration
 from .tower import TokenizerMissing, Tower, find_tower, tower_configs
-
-OFFICIAL_MODEL_TYPES: dict[str, type[PreTrainedConfig]] = {"hicom_qwen2": Qwen2Config, "hicom_llama": LlamaConfig}
 
 # Fields of a released config.json that do not belong to the LLM.
 _MULTIMODAL_KEYS = re.compile(
@@ -120,7 +117,7 @@ def compressor_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Return the compressor's fields of `HIComConfig` for a released config.
 
     Raises:
-        ValueError: the projector is unknown, or uses newline tokens or tiled images, which no released model does.
+        ValueError: the projector or its injection is unknown.
     """
     local, global_ = parse_projector_type(config["mm_projector_type"])
     default = config.get("use_guide") or "off"

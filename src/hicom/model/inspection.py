@@ -9,10 +9,9 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from .config import HIComConfig
+from .config import OFFICIAL_MODEL_TYPES, HIComConfig
 from .convert import (
     DTYPES,
-    OFFICIAL_MODEL_TYPES,
     TensorHeader,
     describe_official,
     key_mapping,

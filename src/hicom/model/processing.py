@@ -157,6 +157,21 @@ class HIComProcessor(ProcessorMixin):
         return super().from_pretrained(local_name(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Read the processor's own file, as `transformers` does; without one, its defaults would be taken in silence.
+
+        Raises:
+            ValueError: there is none.
+        """
+        fields, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "image_size" not in fields:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no processor_config.json of HICom; a checkpoint of the official "
+                f"release is converted first: hicom convert {pretrained_model_name_or_path} DST"
+            )
+        return fields, rest
+
+    @classmethod
     def from_config(
         cls,
         config: HIComConfig,
@@ -239,8 +254,12 @@ class HIComProcessor(ProcessorMixin):
     def reading_options(self) -> dict[str, Any]:
         """The same, and whether short videos are filled up, in plain values for another process."""
         size = self.reading_size
-        square = {"is_square": True, "color": size.color} if isinstance(size, Square) else {}
-        return {"size": self.image_size, "repeat": self.short_videos == "repeat"} | square
+        options: dict[str, Any] = {"size": self.image_size}
+        if isinstance(size, Square):
+            options |= {"is_square": True, "color": size.color}
+        if self.short_videos == "repeat":
+            options["repeat"] = True
+        return options
 
     @property
     def pixels_key(self) -> dict[str, Any]:
