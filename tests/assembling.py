@@ -32,7 +32,7 @@ PAIRS = {
     "clip": (CLIPConfig, CLIPModel),
 }
 TOKENIZERS = {"siglip": "SiglipTokenizer", "siglip2": "GemmaTokenizer", "clip": "CLIPTokenizer"}
-MAX_LENGTH = 12
+MAX_LENGTH = 24
 
 
 def pieces(special: list[str], suffix: str = "") -> tuple[dict[str, int], list[Any]]:
