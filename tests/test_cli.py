@@ -584,3 +584,69 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     os.close(writer)
     assert result.stderr == ""
     assert result.returncode == 141
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": tiny.VOCABULARY}
+NOT_NAMED = "and that is not called embed_tokens"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4}, NOT_NAMED),
+        ({"model_type": "opt", **SIZES, "word_embed_proj_dim": 32}, NOT_NAMED),
+        ({"model_type": "falcon", **SIZES}, NOT_NAMED),
+        ({"model_type": "bloom", **SIZES}, NOT_NAMED),
+        ({"model_type": "mamba", **SIZES}, NOT_NAMED),
+        ({"model_type": "phi", **SIZES}, "does not end in a plain output matrix"),
+        ({"model_type": "bart", "d_model": 32, "decoder_layers": 1}, "no decoder that AutoModel loads alone"),
+        ({"model_type": "t5"}, "a language model (text only, a decoder) is expected"),
+        ({"model_type": "gemma3"}, "a language model (text only, a decoder) is expected"),
+        (
+            {"model_type": "gemma4_text", **SIZES, "head_dim": 8, "hidden_size_per_layer_input": 8},
+            "does not run from embeddings alone",
+        ),
+        ({"model_type": "qwen2", **SIZES, "quantization_config": {"quant_method": "awq", "bits": 4}}, "are quantised"),
+        ({"model_type": "made_up", "auto_map": {"AutoConfig": "code.MadeUp"}}, "there is no model in"),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)
+def test_convert_assemble_refuses_language_models_before_it_reads_weights(
+    hicom: Hicom, parts: list[object], tmp_path: Path, config: dict[str, object], reason: str
+) -> None:
+    """There are no weights here at all; nothing is written, and no error is unexpected."""
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    error = hicom("convert", "assemble", *parts, "--dst", tmp_path / "model").error()
+    assert reason in error
+    assert "unexpected" not in error
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("tower", "reason"),
+    [
+        ({"model_type": "timm_wrapper", "architecture": "vit_base_patch16_224"}, "take the towers from"),
+        ({"model_type": "dinov2"}, "vision towers come from SigLIP, SigLIP2 and CLIP"),
+        ({"vision_use_head": False}, "no attention-pool head"),
+    ],
+    ids=["timm", "dinov2", "headless"],
+)
+def test_convert_assemble_refuses_towers_before_it_reads_weights(
+    hicom: Hicom, parts: list[object], tmp_path: Path, tower: dict[str, object], reason: str
+) -> None:
+    path = tmp_path / "towers" / "config.json"
+    if "vision_use_head" in tower:
+        config = json.loads(path.read_text())
+        config["vision_config"] |= tower
+        tower = config
+    path.write_text(json.dumps(tower))
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()
+    for options in (["--dst", tmp_path / "model"], ["--dry-run"]):
+        assert reason in hicom("convert", "assemble", *parts, *options).error()
+    assert not (tmp_path / "model").exists()
+    weightless = hicom("convert", "assemble", *parts[2:], "--vision", "hicom-tiny", "--dst", tmp_path / "model").error()
+    assert "the weights in" in weightless
+    assert "model.safetensors missing" in weightless

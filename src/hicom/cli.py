@@ -474,10 +474,10 @@ def convert_assemble(
             model, processor = assemble(
                 vision, llm, num_frames=num_frames, seed=seed, compressor_from=compressor_from, **fields
             )
+            facts = assembly_facts(model.config, num_frames) | {"written": str(dst)}
             dst.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(dst)
             processor.save_pretrained(dst)
-            facts = assembly_facts(model.config, num_frames) | {"written": str(dst)}
     if as_json:
         print_json(facts)
     else:

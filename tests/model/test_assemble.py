@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     SiglipModel,
@@ -87,6 +88,30 @@ def test_parts_are_what_they_were_and_the_folder_answers(parts: Path, tmp_path: 
         for text in ("dog", "red circle")
     ]
     assert not torch.allclose(*tokens)
+
+    question = [{"type": "video", "path": str(tmp_path / "clip.mp4")}, {"type": "text", "text": "which dog ?"}]
+    batch = processor.apply_chat_template([{"role": "user", "content": question}], tokenize=True, return_dict=True)
+    optimizer = torch.optim.SGD(loaded.model.compressor.parameters(), lr=0.1)
+    losses = []
+    for _ in range(2):
+        loss = loaded(**batch, labels=batch["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[1] < losses[0]
+
+
+def test_published_tokenizers_are_kept(parts: Path, tmp_path: Path) -> None:
+    """What loads beside the model is of the kind that the tower was published with, and cuts texts alike."""
+    for tower in PAIRS:
+        _, processor = assemble(parts / tower, parts / "qwen2", **SIZES)
+        processor.save_pretrained(tmp_path / tower)
+        again = HIComProcessor.from_pretrained(tmp_path / tower).instruction_tokenizer
+        published = AutoTokenizer.from_pretrained(parts / tower)
+        texts = ["what color is the circle", "how many people walk"]
+        assert again(texts).input_ids == published(texts).input_ids, tower
+        assert len({tuple(ids) for ids in again(texts).input_ids}) == 2
 
 
 def test_hidden_states_are_those_of_the_new_layer(parts: Path, tmp_path: Path) -> None:

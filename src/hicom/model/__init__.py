@@ -31,6 +31,6 @@ def register() -> None:
     # `transformers serve` looks a model's kind up by name, where the Auto classes do not put it.
     for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
         names.setdefault("hicom", HIComForConditionalGeneration.__name__)
-    models = (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    models = (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
     for auto in (AutoConfig, AutoProcessor, AutoTokenizer, *models):
         find_embedded(auto)

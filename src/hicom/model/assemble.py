@@ -32,8 +32,8 @@ from .dual_encoder import DUAL_ENCODERS
 from .hub import MODEL_FILES, SETTINGS_FILES, find_model, read_json
 from .modeling import TOWERS, HIComForConditionalGeneration, make_compressor, raise_on_problems
 from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
-from .readout import decoder_name, empty_llm
 from .rehearsal import compare, rehearse
+from .tail import decoder_name, empty_llm
 
 PACKAGE = "package:"
 """Before the name of an installed Python package that carries a language model as a GGUF file."""
@@ -457,7 +457,7 @@ def read_language_model(
         tokenizer = processor.tokenizer
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
         return LanguageModel(config=config.text_config, tokenizer=tokenizer, model=model, **tokens)
-    if not _is_language_model(config):
+    if not is_language_model(config):
         raise ValueError(f"{name} is a {config.model_type} model; a language model (text only, a decoder) is expected")
     empty_llm(config)  # refuses what cannot be HICom's
     tokenizer = read_tokenizer(folder, "language model", **kwargs)
@@ -473,7 +473,7 @@ def read_language_model(
     return dataclasses.replace(language, config=model.config, model=model)
 
 
-def _is_language_model(config: PreTrainedConfig) -> bool:
+def is_language_model(config: PreTrainedConfig) -> bool:
     """Whether a configuration is one of a causal language model, and of nothing around it."""
     try:
         return config.get_text_config() is config and type(config) in AutoModelForCausalLM._model_mapping

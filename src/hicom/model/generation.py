@@ -257,7 +257,9 @@ class MediaGenerationMixin(GenerationMixin):
     def _check_length(self, prompt: Tensor, attention_mask: Tensor | None) -> None:
         """Warn where the longest of some prompts, `[B, P, ...]`, is longer than the LLM was made for."""
         # transformers looks for the limit in the outer configuration, which has none, and so would say nothing.
-        limit = int(self.config.text_config.max_position_embeddings)
+        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        if limit is None:  # recurrent ones have none
+            return
         length = prompt.shape[1]
         if length > limit and attention_mask is not None:
             length = int(attention_mask.sum(1).max())

@@ -78,13 +78,16 @@ def answering_memory(
     patches = config.grid_size**2
     tokens = model.model.token_count(num_frames) + TEXT_TOKENS
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    # Some have no heads of their own for keys, or no one width inside their MLPs.
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    inside = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     keys = config.instruction_dim if config.is_conditional else 0
     # A layer holds its input, queries, keys and values, and both sides of its MLP's activation.
     tower = min(num_frames, chunk_frames) * patches * (5 * vision.hidden_size + 2 * vision.intermediate_size)
-    prefill = tokens * (5 * text.hidden_size + 3 * text.intermediate_size)
+    prefill = tokens * (5 * text.hidden_size + 3 * inside)
     return AnsweringMemory(
         weights=sum(parameter.numel() for parameter in model.parameters()) * itemsize,
         features=num_frames * patches * (vision.hidden_size + keys) * itemsize,
-        cache=2 * tokens * text.num_hidden_layers * text.num_key_value_heads * head_dim * itemsize,
+        cache=2 * tokens * text.num_hidden_layers * key_heads * head_dim * itemsize,
         work=max(tower, prefill) * itemsize,
     )

@@ -47,7 +47,7 @@ from .dual_encoder import frame_inputs, siglip_keys
 from .generation import MediaGenerationMixin
 from .hub import local_name
 from .ops import Window, check_video_index, repeat_videos
-from .readout import Readout
+from .tail import Tail
 
 TOWERS: dict[type, type[PreTrainedModel]] = {
     SiglipVisionConfig: SiglipVisionModel,
@@ -789,7 +789,8 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, MediaGenerationMixin):
 
     def __init__(self, config: HIComConfig) -> None:
         super().__init__(config)
-        self.readout = Readout(config.text_config)
+        self.tail = Tail(config.text_config)
+        self._is_stateful = self.tail.whole._is_stateful  # a state cannot take back tokens that were only proposed
         self.model = HIComModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
@@ -915,9 +916,7 @@ class HIComForConditionalGeneration(HIComPreTrainedModel, MediaGenerationMixin):
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        answer = self.readout(
-            output, self.lm_head, attention_mask=attention_mask, labels=labels, keep=keep, **loss_kwargs
-        )
+        answer = self.tail(output, self.lm_head, attention_mask=attention_mask, labels=labels, keep=keep, **loss_kwargs)
         return CausalLMOutputWithPast(
             loss=answer.loss,
             logits=answer.logits,

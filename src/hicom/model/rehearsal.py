@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .config import HIComConfig
 from .memory import empty_model, without_numbers
 from .modeling import HIComForConditionalGeneration, VisionFeatures
-from .readout import empty_llm
+from .tail import empty_llm
 
 NUM_TOKENS, NUM_FRAMES = 4, 2
 REHEARSED: set[str] = set()

@@ -51,7 +51,7 @@ class Done(nn.Module):
         return inputs_embeds
 
 
-class Readout:
+class Tail:
     """An LLM's own class without its decoder and without weights: what it makes of hidden states.
 
     No module of the model's, so that neither weights nor names come twice; the output matrix is handed in on every
