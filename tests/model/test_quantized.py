@@ -71,7 +71,7 @@ def test_towers_and_compressor_stay_by_default(kind: str, base: bool, tmp_path: 
 
 
 @pytest.mark.qlora
-@pytest.mark.parametrize("kind", ["torchao", "4bit", "8bit"])
+@pytest.mark.parametrize("kind", ["torchao", "4bit"])
 def test_a_quantised_compressor_works_where_it_is_asked_for(kind: str, tmp_path: Path) -> None:
     folder = tiny.save(tmp_path)
     whole = HIComForConditionalGeneration.from_pretrained(folder)
