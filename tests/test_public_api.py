@@ -49,11 +49,11 @@ SIGNATURES = {
     "HIComModel.get_video_features": (
         "(pixel_values_videos=None, video_num_frames=None, instruction_input_ids=None, "
         "instruction_attention_mask=None, video_values=None, video_keys=None, window=None, "
-        "compression='conditional', video_index=None, **kwargs)"
+        "compression='conditional', video_index=None)"
     ),
     "HIComModel.get_image_features": (
         "(pixel_values, instruction_input_ids=None, instruction_attention_mask=None, window=None, "
-        "compression='conditional', **kwargs)"
+        "compression='conditional')"
     ),
     "HIComProcessor.__call__": (
         "(text, images=None, videos=None, instruction=None, video_num_frames=None, window=None, "
