@@ -150,9 +150,8 @@ def test_several_answers_to_a_question() -> None:
             chat.ask(video, QUESTION, **{name: True})
 
 
-@pytest.mark.parametrize("layer", [-1, -2])
-def test_a_chat_that_was_used_can_be_pickled(layer: int) -> None:
-    model = tiny.model(vision_feature_layer=layer)
+def test_a_chat_that_was_used_can_be_pickled() -> None:
+    model = tiny.model(vision_feature_layer=-2)
     chat = VideoChat(model, tiny.processor(model.config))
     answer = chat.ask(frames(4), QUESTION, max_new_tokens=4)
     assert pickle.loads(pickle.dumps(chat)).ask(frames(4), QUESTION, max_new_tokens=4) == answer
