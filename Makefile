@@ -66,7 +66,7 @@ test-deepspeed: $(ZERO)/.ready
 	$(ZERO_ENV) python -m pytest -m deepspeed --timeout 600 tests/train/test_deepspeed.py
 
 test-qlora: $(QLORA)/.ready
-	$(QLORA)/bin/python -m pytest -m qlora --timeout 600 tests/train
+	$(QLORA)/bin/python -m pytest -m qlora --timeout 600 tests/train tests/model
 
 test-trl: $(TRL)/.ready
 	$(TRL)/bin/python -m pytest -m trl --timeout 600 tests/test_trl.py
@@ -149,7 +149,7 @@ $(ZERO)/.ready: $(READY)
 $(QLORA)/.ready: $(READY)
 	$(PYTHON) -m venv --clear $(QLORA)
 	$(call see_first,$(QLORA))
-	$(QLORA)/bin/python -m pip install --disable-pip-version-check --no-deps bitsandbytes==0.50.2
+	$(QLORA)/bin/python -m pip install --disable-pip-version-check --no-deps bitsandbytes==0.50.2 torchao==0.18.0
 	touch $@
 
 # TRL, on top of the first environment.

@@ -23,6 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS, COMPRESSOR = "hicom/model/ops.py", "hicom/model/compressor.py"
 MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
+GENERATION, TRAINER = "hicom/model/generation.py", "hicom/train/trainer.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
 DROP_IN, DUAL_ENCODER = "hicom/drop_in.py", "hicom/model/dual_encoder.py"
 VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
@@ -178,7 +179,7 @@ FAULTS = [
     ),
     Fault(
         "a prompt is compressed at every step of generation",
-        MODELING,
+        GENERATION,
         '            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)\n',
         "            [self.model.embed(input_ids, **media) for _ in range(2)]\n"
         '            kwargs["inputs_embeds"] = self.model.embed(input_ids, **media)\n',
@@ -186,14 +187,14 @@ FAULTS = [
     ),
     Fault(
         "prompts are padded on the right",
-        PROCESSING,
-        "padded[i, length - len(row) :] = row",
-        "padded[i, : len(row)] = row",
+        "hicom/model/token_rows.py",
+        'before = self.side == "left"',
+        'before = self.side == "right"',
         "tests/model/test_processing.py::test_left_padding",
     ),
     Fault(
         "the loss covers the question too",
-        PROCESSING,
+        "hicom/model/token_rows.py",
         "return np.where(is_answer, ids, -100)",
         "return ids",
         "tests/model/test_processing.py::test_labels_cover_the_last_answer_and_its_end",
@@ -256,7 +257,7 @@ FAULTS = [
     ),
     Fault(
         "the optimizer moves frozen parameters",
-        RUN,
+        TRAINER,
         "            self.optimizer = make_optimizer(\n",
         "            self.model.model.vision_tower.post_layernorm.weight.data.add_(1)\n"
         "            self.optimizer = make_optimizer(\n",
@@ -271,7 +272,7 @@ FAULTS = [
     ),
     Fault(
         "two processes train on the same samples at the same rate as one on half as many",
-        RUN,
+        TRAINER,
         "        per_device_train_batch_size=config.batch_size,",
         "        per_device_train_batch_size=config.batch_size * num_processes(),",
         "tests/train/test_run.py::test_two_processes_are_one",
@@ -300,8 +301,8 @@ FAULTS = [
     Fault(
         "every process computes all features",
         "hicom/locks.py",
-        "            yield False",
-        "            yield True",
+        "        yield False\n        return",
+        "        yield True\n        return",
         "tests/train/test_scale.py::test_processes_share_the_computation_of_features",
     ),
     Fault(
@@ -810,14 +811,14 @@ FAULTS = [
     ),
     Fault(
         "long videos: a prompt longer than the LLM was made for passes without a word",
-        MODELING,
+        GENERATION,
         "        if length > limit:\n            warnings.warn(",
         "        if False:\n            warnings.warn(",
         "tests/test_long_context.py::test_a_prompt_longer_than_the_llm_was_made_for",
     ),
     Fault(
         "long videos: the warning of a long prompt counts padding",
-        MODELING,
+        GENERATION,
         "if length > limit and attention_mask is not None:",
         "if False:",
         "tests/test_long_context.py::test_padding_is_no_part_of_a_prompt",
@@ -982,6 +983,83 @@ FAULTS = [
         "if self.motion is not None and not has_motion:",
         "if self.motion is not None:",
         "tests/model/test_modeling.py::test_motion_added_beforehand_changes_nothing",
+    ),
+    Fault(
+        "parts of a message are glued",
+        INSTRUCTION,
+        'return "\\n".join(parts)',
+        'return "".join(parts)',
+        "tests/model/test_turns.py::test_a_message_in_parts",
+    ),
+    Fault(
+        "a video's own choice of frames is dropped",
+        "hicom/model/media_inputs.py",
+        "own = medium.options\n",
+        "own: dict[str, Any] = {}\n",
+        "tests/model/test_media_inputs.py::test_each_video_has_its_own_options",
+    ),
+    Fault(
+        "a cut instruction is told twice",
+        DUAL_ENCODER,
+        "verbose=False",
+        "verbose=True",
+        "tests/model/test_processor_arguments.py::test_a_cut_instruction_warns_once_and_in_our_words",
+    ),
+    Fault(
+        "a language model's own way to logits is left out",
+        "hicom/model/tail.py",
+        "decoded = Decoded(",
+        "return CausalLMOutputWithPast(logits=head(output.last_hidden_state[:, keep]))\n        decoded = Decoded(",
+        "tests/model/test_tail.py::test_a_family_is_the_language_model_itself",
+    ),
+    Fault(
+        "the learning rate falls in a straight line",
+        TRAINER,
+        'lr_scheduler_type="cosine"',
+        'lr_scheduler_type="linear"',
+        "tests/train/test_schedule.py::test_a_run_takes_the_steps_of_its_recipe",
+    ),
+    Fault(
+        "a skip list that comes later changes the order",
+        "hicom/train/stamp.py",
+        "(at == 0) == is_start",
+        "is_start",
+        "tests/train/test_left_out.py::test_a_run_goes_on_without_what_a_later_list_names",
+    ),
+    Fault(
+        "a record without its video is written",
+        "hicom/data/convert/run.py",
+        "if (root / place).exists()",
+        "if True",
+        "tests/data/test_convert.py::test_layouts",
+    ),
+    Fault(
+        "the bounds of a clip are lost",
+        "hicom/data/convert/clean.py",
+        "return with_bounds(path, *media.bounds)",
+        "return path",
+        "tests/data/test_convert.py::test_layouts",
+    ),
+    Fault(
+        "a malformed record on the skip list stops training",
+        "hicom/data/records.py",
+        "and number not in listed",
+        "",
+        "tests/data/test_mixture.py::test_a_listed_record_that_is_malformed_is_no_error",
+    ),
+    Fault(
+        "squares of the release stand at the corner",
+        "hicom/square.py",
+        "padded.paste(image, ((side - width) // 2, (side - height) // 2))",
+        "padded.paste(image, (0, 0))",
+        "tests/model/test_pixels.py::test_exact_pixels_are_pillows",
+    ),
+    Fault(
+        "SigLIP pools with weights that are on disk",
+        MODELING,
+        "tower.use_head = False",
+        "tower.use_head = True",
+        "tests/model/test_device_map.py::test_parts_on_disk_answer_as_in_memory",
     ),
 ]
 
