@@ -152,6 +152,10 @@ class VideoChat:
         precision = _precision(dtype)
         if precision is None:
             precision = _default_precision(folder, device)
+        if device is not None and kwargs.get("quantization_config") is not None:
+            # Quantised weights are put where they belong as they load, and some cannot be moved later.
+            kwargs.setdefault("device_map", device)
+            device = None
         if is_official(folder):
             checkpoint = describe_official(
                 name, folder, headers, vision_tower=vision_tower, token=token, cache_dir=cache_dir

@@ -27,7 +27,7 @@ def frames(number: int) -> np.ndarray:
 
 def batch(model: HIComForConditionalGeneration) -> dict[str, Any]:
     text = f"<|im_start|>user\n<video>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    return dict(tiny.processor(model.config)(text=text, videos=[frames(4)]))
+    return dict(tiny.processor(model.config)(text=text, videos=[frames(4)], **tiny.TENSORS))
 
 
 @pytest.mark.parametrize("by_config", [False, True])

@@ -13,13 +13,14 @@ from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 import tiny
+from hicom import VideoChat
 from hicom.model.compressor import HybridCompressor
 from hicom.model.modeling import HIComForConditionalGeneration, HIComModel
 
 
 def batch(model: HIComForConditionalGeneration) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
-    return dict(tiny.processor(model.config)(text="<video>\nwhich object moves left ?", videos=[pixels]))
+    return dict(tiny.processor(model.config)(text="<video>\nwhich object moves left ?", videos=[pixels], **tiny.TENSORS))
 
 
 def test_eight_bit_layers_of_torch_work_everywhere() -> None:
@@ -68,6 +69,15 @@ def test_towers_and_compressor_stay_by_default(kind: str, base: bool, tmp_path: 
     tokens = [each.get_video_features(**video).pooler_output[0] for each in (inner, plain)]
     torch.testing.assert_close(*tokens, rtol=1e-5, atol=1e-5)
     assert few(**inputs)[0].isfinite().all()
+
+
+@pytest.mark.qlora
+@pytest.mark.parametrize("kind", ["torchao", "4bit", "8bit"])
+def test_a_chat_is_quantised_where_it_computes(kind: str, tmp_path: Path) -> None:
+    """Without a `device_map`, on a device that is named: weights of 8 bit cannot be moved there later."""
+    folder = tiny.save(tmp_path)
+    chat = VideoChat.from_pretrained(folder, device="cpu", quantization_config=quantization(kind))
+    assert chat.ask(np.zeros((4, 20, 24, 3), dtype=np.uint8), "what is red ?", max_new_tokens=2).num_new_tokens > 0
 
 
 @pytest.mark.qlora
