@@ -20,7 +20,9 @@ from hicom.model.modeling import HIComForConditionalGeneration, HIComModel
 
 def batch(model: HIComForConditionalGeneration) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
-    return dict(tiny.processor(model.config)(text="<video>\nwhich object moves left ?", videos=[pixels], **tiny.TENSORS))
+    return dict(
+        tiny.processor(model.config)(text="<video>\nwhich object moves left ?", videos=[pixels], **tiny.TENSORS)
+    )
 
 
 def test_eight_bit_layers_of_torch_work_everywhere() -> None:
