@@ -651,7 +651,12 @@ def test_media_among_texts_stand_in_their_places(client: Any, chat: VideoChat, t
     content = [texts[0], {"type": "image", "image": str(tmp_path / "last.png")}, texts[1]]
     content += [{"type": "video", "video": str(DEMO)}, texts[2]]
     batch = chat.processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, num_frames=8
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        num_frames=8,
     )
     output = chat.model.generate(
         **batch, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True
