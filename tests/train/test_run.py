@@ -187,7 +187,7 @@ def test_a_model_takes_the_frames_that_it_was_trained_on(folder: Path, tmp_path:
 def test_a_start_may_be_a_model_of_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(folder, parts=None, init="org/model")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="org/model: neither a model folder nor a model that the hub gives here"):
+    with pytest.raises(ValueError, match="org/model: no such folder here, and no download from the hub"):
         starting_model(config)
     # A folder that is there and lacks the model is no hub id.
     monkeypatch.chdir(tmp_path)
