@@ -32,6 +32,8 @@ def break_model(monkeypatch: pytest.MonkeyPatch, bad_call: int, what: str) -> No
 
     def broken(self: HIComForConditionalGeneration, *args: object, **kwargs: object) -> object:
         output = forward(self, *args, **kwargs)
+        if getattr(output, "loss", None) is None:  # the rehearsal of a language model
+            return output
         calls.append(1)
         if len(calls) == bad_call:
             if what == "gradient":
