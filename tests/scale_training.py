@@ -139,7 +139,8 @@ def main() -> None:
 
     def no_number(self: HIComForConditionalGeneration, *args: object, **kwargs: object) -> object:
         output = forward(self, *args, **kwargs)
-        calls.append(1)
+        if getattr(output, "loss", None) is not None:  # the rehearsal of a language model has none
+            calls.append(1)
         if len(calls) == nan_at and rank == 1:
             output.loss = output.loss * float("nan")
         return output
