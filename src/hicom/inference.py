@@ -31,8 +31,9 @@ from .model.generation import Drafter
 from .model.hub import find_model, read_json
 from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
+from .model.official import official_processor
 from .model.ops import Window
-from .model.processing import HIComProcessor, official_processor
+from .model.processing import HIComProcessor
 
 MAX_COPIED = 2**25
 """Features, in numbers, that a batch of questions about a video may copy: with larger ones questions go one by one."""

@@ -31,7 +31,8 @@ from .convert import read_tensors, weight_files
 from .dual_encoder import DUAL_ENCODERS
 from .hub import MODEL_FILES, SETTINGS_FILES, find_model, read_json
 from .modeling import TOWERS, HIComForConditionalGeneration, make_compressor, raise_on_problems
-from .processing import CHAT_TEMPLATE, HIComProcessor, placeholder_tokens
+from .official import placeholder_tokens
+from .processing import CHAT_TEMPLATE, HIComProcessor
 from .rehearsal import compare, rehearse
 from .tail import decoder_name, empty_llm
 

@@ -474,7 +474,7 @@ def convert_official(
     Raises:
         ValueError: the destination is not empty, or the source cannot be loaded.
     """
-    from .processing import official_processor
+    from .official import official_processor
 
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):

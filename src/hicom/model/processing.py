@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoConfig, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..square import Square
 from ..video import FrameReader, VideoFrames, open_frames, read_frames
@@ -22,15 +19,13 @@ from .call_options import GROUPS, CallOptions, check_total_pixels, known_names
 from .compressor import Compression
 from .config import HIComConfig
 from .conversation import ChatRenderer, as_texts, choose_template, refuse_without_tokens, split_variables
-from .convert import OfficialCheckpoint
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
 from .hub import local_name
 from .instruction import extract_instruction
 from .media_inputs import Kind, Medium, as_media, check_places, frame_choice, load_source, metadata_of, with_metadata
-from .modeling import HIComForConditionalGeneration
 from .ops import Window, check_window, choose_window, token_count
+from .pixels import check_frames, to_pixels
 from .token_rows import Layout, tokenize_rows
-from .tower import TokenizerMissing
 from .turns import UserTurns, last_turn_or_text
 
 CHAT_TEMPLATE = (
@@ -591,98 +586,3 @@ class HIComProcessor(ProcessorMixin):
             "image_instruction_input_ids",
             "image_instruction_attention_mask",
         ]
-
-
-def placeholder_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return the texts of a tokenizer's placeholders of video and image.
-
-    Qwen2.5's and Qwen3's tokenizers have both already; to others they are added.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if "<|video_pad|>" in vocabulary and "<|image_pad|>" in vocabulary:
-        return "<|video_pad|>", "<|image_pad|>"
-    tokenizer.add_tokens(["<video>", "<image>"], special_tokens=True)
-    return "<video>", "<image>"
-
-
-def add_placeholders(model: HIComForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Give a model and its LLM's tokenizer placeholders of video and image; return their texts.
-
-    The embedding grows where it must.
-    """
-    video, image = placeholder_tokens(tokenizer)
-    if len(tokenizer) > model.config.text_config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer))
-    model.config.video_token_id = int(tokenizer.convert_tokens_to_ids(video))
-    model.config.image_token_id = int(tokenizer.convert_tokens_to_ids(image))
-    return video, image
-
-
-def official_processor(checkpoint: OfficialCheckpoint, model: HIComForConditionalGeneration) -> HIComProcessor:
-    """Return the processor of a released checkpoint.
-
-    The model's configuration is given the placeholders that the processor uses.
-
-    Raises:
-        TokenizerMissing: a tokenizer is not at hand; the message says where it was looked for.
-    """
-    tokenizer = _load_tokenizer(checkpoint.folder, f"{checkpoint.name}: the LLM's tokenizer")
-    instruction_tokenizer = tokenizer
-    if model.config.is_conditional:
-        tower = checkpoint.tower
-        what = f"{checkpoint.name}: the tokenizer of the vision tower {tower.name!r}, which reads instructions,"
-        if tower.tokenizer_folder is None:
-            raise TokenizerMissing(f"{what} is not at hand: {tower.search}")
-        instruction_tokenizer = _load_tokenizer(tower.tokenizer_folder, what)
-        known = int(model.config.instruction_config.vocab_size)
-        if len(instruction_tokenizer) > known:
-            raise ValueError(
-                f"{what} has {len(instruction_tokenizer)} tokens, but the checkpoint's instruction encoder knows "
-                f"{known}: {tower.tokenizer_folder} is of another tower"
-            )
-    video, image = add_placeholders(model, tokenizer)
-    frames = checkpoint.fields.get("num_frames")
-    # What the weights were trained on: whole frames through Pillow, short clips filled up.
-    trained: dict[str, Any] = {"pixels": "exact", "short_videos": "repeat"}
-    return HIComProcessor.from_config(
-        model.config,
-        tokenizer,
-        instruction_tokenizer,
-        video_token=video,
-        image_token=image,
-        image_aspect_ratio=checkpoint.aspect_ratio,
-        **trained,
-        **({"num_frames": frames} if frames else {}),
-    )
-
-
-def _load_tokenizer(folder: Path, what: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:  # TypeError: sentencepiece 0.2.1
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TokenizerMissing(f"{what} cannot be loaded from {folder} ({reason})") from error
-
-
-def check_frames(frames: np.ndarray) -> np.ndarray:
-    """Return frames; raise ValueError where they are not `uint8[T, H, W, 3]`."""
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
-    return frames
-
-
-def to_pixels(frames: np.ndarray, size: int, mean_rgb: Sequence[float], std_rgb: Sequence[float]) -> Tensor:
-    """Return `float32[T, 3, size, size]` of `uint8[T, H, W, 3]`: see `HIComProcessor.pixel_values`."""
-    check_frames(frames)
-    mean, std = torch.tensor(mean_rgb), torch.tensor(std_rgb)
-    x = rearrange(torch.from_numpy(np.require(frames, requirements=["C", "W"])), "t h w c -> t c h w")
-    height, width = x.shape[-2:]
-    side = max(height, width)
-    if height != width:
-        square = (mean * 255).to(torch.uint8)[None, :, None, None].repeat(len(x), 1, side, side)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[..., top : top + height, left : left + width] = x
-        x = square
-    if side != size:
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
-    return (x.float() / 255 - mean[:, None, None]) / std[:, None, None]

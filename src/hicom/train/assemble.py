@@ -13,7 +13,8 @@ from ..model.assemble import LanguageModel, Towers, plan, put_together, read_lan
 from ..model.config import HIComConfig
 from ..model.hub import embedded_models, find_model
 from ..model.modeling import HIComForConditionalGeneration
-from ..model.processing import HIComProcessor, placeholder_tokens
+from ..model.official import placeholder_tokens
+from ..model.processing import HIComProcessor
 from ..model.small_llm import add_chat_tokens, small_llm_config
 from .config import Parts
 

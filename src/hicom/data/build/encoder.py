@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig
 from ...model.dual_encoder import frame_inputs
 from ...model.hub import find_model, read_json
 from ...model.modeling import HIComForConditionalGeneration
-from ...model.processing import HIComProcessor, to_pixels
+from ...model.pixels import to_pixels
+from ...model.processing import HIComProcessor
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 """Of SigLIP, where a folder says nothing."""
