@@ -395,6 +395,14 @@ def test_plain_text_is_the_turn() -> None:
     assert steered(stated, of) == "dog"
 
 
+def test_an_answer_alone_needs_no_instruction() -> None:
+    """Trainers pass prompts and answers apart."""
+    of = processor("chatml")
+    assert "instruction_input_ids" not in of(text="a dog<|im_end|>\n")
+    both = of(text=["a dog<|im_end|>\n", "<|im_start|>user\n<video>\nis there a dog ?<|im_end|>\n"], videos=[FRAMES])
+    assert steered(both, of) == "is there a dog ?"
+
+
 def test_media_without_a_turn_of_the_user() -> None:
     of = processor("chatml")
     messages = [{"role": "system", "content": [{"type": "video"}, {"type": "text", "text": "is there a dog ?"}]}]

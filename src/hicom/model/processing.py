@@ -428,7 +428,11 @@ class HIComProcessor(ProcessorMixin):
     ) -> dict[str, Tensor]:
         """Return the tokens of what steers every medium: those of a prompt are compressed under its instruction."""
         if instruction is None:
-            instruction = [extract_instruction(self._last_user_turn(prompt)) for prompt in texts]
+            # A text without media needs none: callers also pass answers alone, in which no user speaks.
+            instruction = [
+                extract_instruction(self._last_user_turn(prompt)) if media else ""
+                for prompt, media in zip(texts, kinds, strict=True)
+            ]
         elif not isinstance(instruction, list | tuple):
             instruction = [instruction] * len(texts)  # type: ignore[list-item]
         if not all(isinstance(each, str) for each in instruction):
