@@ -44,7 +44,7 @@ BEHIND_EXTRAS = {
 BROUGHT = {"vllm": {"starlette", "fastapi"}}
 # Declared for what other packages import, or look for by name.
 INDIRECT = {
-    "accelerate": "the Trainer of transformers",
+    "accelerate": "device maps, quantised weights and the Trainer of transformers",
     "bitsandbytes": "quantised weights in transformers",
     "deepspeed": "accelerate's engine",
     "gguf": "language models in GGUF files, in transformers",
