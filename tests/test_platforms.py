@@ -55,7 +55,7 @@ for module in pkgutil.walk_packages(hicom.__path__, "hicom."):
         try:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
-            assert error.name in ("gradio", "lmms_eval", "vllm"), module.name
+            assert error.name in ("emoji", "gradio", "lmms_eval", "vllm"), module.name
 chat = VideoChat.from_pretrained("hicom-tiny")
 question = "What color is the circle?"
 print(chat.ask({str(DEMO)!r}, question).text, "".join(chat.stream({str(DEMO)!r}, question)))
