@@ -123,7 +123,7 @@ def main() -> None:
         return make_batch(self, items)
 
     def dropped(self: HIComModel, *args: object, **kwargs: object) -> torch.Tensor:
-        return torch.nn.functional.dropout(embed(self, *args, **kwargs), dropout)
+        return torch.nn.functional.dropout(embed(self, *args, **kwargs), dropout, training=self.training)
 
     init = AcceleratorState.__init__
 

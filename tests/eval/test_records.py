@@ -217,6 +217,7 @@ def test_mixtures_count_every_chosen_sample_once(tmp_path: Path) -> None:
     path.write_text(f"datasets:\n{entries}", "utf-8")
     (task,) = record_tasks(path)
     assert task.name == "mine"
+    assert not task.samples(Path()).bad  # the same one twice would be
     found = samples_of(path)
     assert list(found) == ["1:1", "1:2-1", "1:2-2", "1:3", "2:1", "2:2"]
     # Two files of the same name are not the same video.

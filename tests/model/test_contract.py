@@ -60,6 +60,15 @@ def test_tensors_of_another_shape_are_made_anew_where_that_is_asked_for(tmp_path
     assert load(folder, ignore_mismatched_sizes=True).model.compressor.global_.query.shape[0] == 3
 
 
+def test_a_tokenizer_that_generate_is_given_goes_no_further() -> None:
+    """`transformers serve` always passes one."""
+    model = tiny.model()
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    inputs, tokenizer = batch(model), tiny.tokenizer()
+    plain = model.generate(**inputs, **settings)
+    assert torch.equal(model.generate(**inputs, tokenizer=tokenizer, **settings), plain)
+
+
 def test_arguments_that_nothing_takes_are_errors() -> None:
     model = tiny.model()
     inputs = batch(model)

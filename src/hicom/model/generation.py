@@ -186,6 +186,9 @@ class MediaGenerationMixin(GenerationMixin):
         transformers feeds embeddings in the first step and only there. Steps may hold more (drafted tokens behind the
         prompt), less (a prompt in chunks), or the prompt again (no cache; an assistant that is called anew).
         """
+        # transformers hands on what `generate` itself has used for `stop_strings`; `forward` knows no such thing.
+        for name in ("tokenizer", "assistant_tokenizer"):
+            kwargs.pop(name, None)
         # Under either name; transformers looks here for the arguments that `generate` may have.
         kwargs |= {} if cache is None else {"cache": cache}
         kwargs |= {} if past_key_values is None else {"past_key_values": past_key_values}
