@@ -187,7 +187,7 @@ def make_trainer(
     if num_processes() > 1:
         atexit.register(leave_process_group)
     if is_main():
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.writer import SummaryWriter
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(out / "tensorboard"))))
     trainer = StageTrainer(
