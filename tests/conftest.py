@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-import hicom.video
+import hicom.video.decode
 
 
 @pytest.fixture(autouse=True)
@@ -33,4 +33,4 @@ def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(clip: Any) -> None:
         raise AssertionError("the packets should have been enough to find the frames")
 
-    monkeypatch.setattr(hicom.video._Video, "_scan", refuse)
+    monkeypatch.setattr(hicom.video.decode.Video, "_scan", refuse)

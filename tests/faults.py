@@ -26,7 +26,8 @@ MODELING, PROCESSING = "hicom/model/modeling.py", "hicom/model/processing.py"
 GENERATION, TRAINER = "hicom/model/generation.py", "hicom/train/trainer.py"
 INFERENCE, CONVERT = "hicom/inference.py", "hicom/model/convert.py"
 DROP_IN, DUAL_ENCODER = "hicom/drop_in.py", "hicom/model/dual_encoder.py"
-VIDEO, STAGES, RUN, COLLATE = "hicom/video.py", "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
+CHOOSE, SOURCES = "hicom/video/choose.py", "hicom/video/sources.py"
+STAGES, RUN, COLLATE = "hicom/train/stages.py", "hicom/train/run.py", "hicom/data/collate.py"
 ESTIMATE, TRAIN_CONFIG, EVAL_RECORDS = "hicom/train/estimate.py", "hicom/train/config.py", "hicom/eval/records.py"
 ENGINES, FEATURES = "hicom/train/engines.py", "hicom/data/features.py"
 SCENES, TOWERS = "hicom/world/scenes.py", "hicom/world/towers.py"
@@ -236,14 +237,14 @@ FAULTS = [
     ),
     Fault(
         "frames are chosen at the segments' starts",
-        VIDEO,
+        CHOOSE,
         "((2 * i + 1) * (total - 1) + num_frames) // (2 * num_frames)",
         "(2 * i * (total - 1) + num_frames) // (2 * num_frames)",
         "tests/test_video.py::test_uniform_indices_are_the_middles_of_equal_segments",
     ),
     Fault(
         "a folder of frames is read in alphabetical order",
-        VIDEO,
+        SOURCES,
         "files.sort(key=_natural)",
         "files.sort()",
         "tests/test_video.py::test_a_folder_is_read_in_natural_order",

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import hicom.video
+import hicom.video.choose
+import hicom.video.decode
 from hicom.video import (
     VideoError,
     VideoWarning,
@@ -88,7 +90,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def decoding(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the packets that go into the decoder and the frames that come out."""
     counts: Counter[str] = Counter()
-    decode = hicom.video._Video._decode
+    decode = hicom.video.decode.Video._decode
     lock = threading.Lock()  # several threads decode
 
     def counted(clip: Any, stream: Any, packet: Any) -> Any:
@@ -97,7 +99,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts.update(packets=packet is not None, frames=len(frames))
         return frames
 
-    monkeypatch.setattr(hicom.video._Video, "_decode", counted)
+    monkeypatch.setattr(hicom.video.decode.Video, "_decode", counted)
     return counts
 
 
@@ -153,7 +155,7 @@ def test_all_frames_come_in_order_with_their_times(videos: Callable[[str], Path]
 def test_few_frames_equal_those_of_a_full_read(
     videos: Callable[[str], Path], name: str, seek_packets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hicom.video, "_SEEK_PACKETS", seek_packets)
+    monkeypatch.setattr(hicom.video.decode, "_SEEK_PACKETS", seek_packets)
     full = read_frames(videos(name))
     for num_frames in (1, 2, 3, 7, 16, 50):
         chosen = uniform_indices(NUM_FRAMES, num_frames)

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 import hicom.video
+import hicom.video.choose
+import hicom.video.decode
 from hicom.video import VideoError, VideoFrames, VideoWarning, open_frames, read_frames, uniform_indices
 from media import damage, number_frame, read_numbers, remux, video_maker, write_video
 
@@ -49,7 +51,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @contextmanager
 def processors(num: int) -> Iterator[set[int]]:
     """Read as on a machine with so many processors; the set gets the threads that decode."""
-    decode, threads = hicom.video._Video._decode, set[int]()
+    decode, threads = hicom.video.decode.Video._decode, set[int]()
     main, several, lock = threading.get_ident(), threading.Event(), threading.Lock()
 
     def noted(clip: Any, stream: Any, packet: Any) -> Any:
@@ -62,8 +64,8 @@ def processors(num: int) -> Iterator[set[int]]:
         return decode(clip, stream, packet)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hicom.video, "_num_threads", lambda most: min(most, num))
-        patch.setattr(hicom.video._Video, "_decode", noted)
+        patch.setattr(hicom.video.decode, "_num_threads", lambda most: min(most, num))
+        patch.setattr(hicom.video.decode.Video, "_decode", noted)
         yield threads
 
 
@@ -87,7 +89,7 @@ def assert_same(a: VideoFrames, b: VideoFrames) -> None:
 def test_parallel_equals_sequential(
     videos: Callable[[str], Path], name: str, seek_packets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hicom.video, "_SEEK_PACKETS", seek_packets)
+    monkeypatch.setattr(hicom.video.decode, "_SEEK_PACKETS", seek_packets)
     times_s = [3.5, 0.1, 2.0, 3.5, 1.31, 0.7]
     choices: list[dict[str, Any]] = [{"num_frames": 5}, {"num_frames": 9, "size": 48}, {"timestamps_s": times_s}, {}]
     for choice in choices:
@@ -136,14 +138,14 @@ def test_threads_are_few_and_gone_after_the_call(
 ) -> None:
     path = videos("b-frames")
     read_frames(path, num_frames=12)
-    most, pixels = [0], hicom.video._Video._pixels
+    most, pixels = [0], hicom.video.decode.Video._pixels
 
     def counted(clip: Any, *arguments: Any) -> Any:
         time.sleep(0.01)  # so that all of them are busy
         most[0] = max(most[0], num_tasks())
         return pixels(clip, *arguments)
 
-    monkeypatch.setattr(hicom.video._Video, "_pixels", counted)
+    monkeypatch.setattr(hicom.video.decode.Video, "_pixels", counted)
     before = num_tasks()
     for num in (1, 2, 3):
         most[0] = 0
@@ -155,13 +157,13 @@ def test_threads_are_few_and_gone_after_the_call(
 
 def test_an_error_in_one_thread_is_the_error_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "clip.mp4"
-    spans, before = hicom.video._Video._spans, num_tasks()
+    spans, before = hicom.video.decode.Video._spans, num_tasks()
 
     def vanish(clip: Any, indices: list[int]) -> Any:
         path.unlink(missing_ok=True)
         return spans(clip, indices)
 
-    monkeypatch.setattr(hicom.video._Video, "_spans", vanish)
+    monkeypatch.setattr(hicom.video.decode.Video, "_spans", vanish)
     messages = []
     for num in (1, 4):
         write_video(path, 60, codec_options=CLOSED_GOP)
@@ -185,7 +187,7 @@ def test_the_others_stop_after_an_error(videos: Callable[[str], Path], monkeypat
         time.sleep(0.2)  # by now the failure is known to the others
         return np.zeros((64, 96, 3), np.uint8)
 
-    monkeypatch.setattr(hicom.video._Video, "_pixels", fail_in_one)
+    monkeypatch.setattr(hicom.video.decode.Video, "_pixels", fail_in_one)
     with processors(3), pytest.raises(VideoError, match="one of them fails"):
         read_frames(videos("b-frames"), num_frames=12)
     assert len(started) <= 3  # of 12
@@ -241,7 +243,7 @@ def test_the_nearest_key_frame_is_that_of_a_plain_search(steps: list[int], data:
     ticks = np.cumsum(steps)
     keys = sorted(data.draw(st.sets(st.integers(0, len(steps) - 1), min_size=1)))
     nearest = [min(keys, key=lambda key: (abs(int(ticks[key] - tick)), key)) for tick in ticks]
-    assert hicom.video._nearest(ticks * scale, np.array(keys), list(range(len(ticks)))) == nearest
+    assert hicom.video.choose.nearest(ticks * scale, np.array(keys), list(range(len(ticks)))) == nearest
 
 
 @pytest.mark.parametrize("num", [1, 3])
@@ -280,14 +282,14 @@ def test_key_frames_are_frames_of_the_video(videos: Callable[[str], Path], name:
 
 
 def test_only_key_frames_are_decoded(videos: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    packets, decode = [], hicom.video._Video._decode
+    packets, decode = [], hicom.video.decode.Video._decode
 
     def counted(clip: Any, stream: Any, packet: Any) -> Any:
         packets.extend([] if packet is None else [packet.is_keyframe])
         return decode(clip, stream, packet)
 
     path = videos("b-frames")
-    monkeypatch.setattr(hicom.video._Video, "_decode", counted)
+    monkeypatch.setattr(hicom.video.decode.Video, "_decode", counted)
     hicom.video.probe(path)
     num_first = len(packets)  # what it takes to see the first picture
     packets.clear()

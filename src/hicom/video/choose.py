@@ -1,0 +1,164 @@
+"""Which frames: the choices of `read_frames`, checked, and parts of files as paths such as `clip.mp4#t=5,12`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .pictures import Pictures
+from .types import Clip, Snap, VideoError
+
+T = TypeVar("T")
+
+
+# Seconds of a part: from, up to, or both.
+_PART = re.compile(r"(?P<path>.+)#t=(?=[\d,])(?P<start_s>\d+(?:\.\d+)?)?(?:,(?P<end_s>\d+(?:\.\d+)?))?", re.DOTALL)
+
+
+def with_bounds(path: str, start_s: float | None, end_s: float | None) -> str:
+    """Return the path of a part of a video: `clip.mp4#t=5,12`, as media fragments of the W3C have it.
+
+    Raises:
+        VideoError: the bounds are no part of a video.
+    """
+    Choice(name=path, start_s=start_s, end_s=end_s)
+    first, last = ("" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in (start_s, end_s))
+    if not first and not last:
+        return path
+    return f"{path}#t={first},{last}" if last else f"{path}#t={first}"
+
+
+def split_bounds(source: T) -> tuple[T | Path, dict[str, float]]:
+    """Return the file of a path such as `clip.mp4#t=5,12`, and its bounds as `start_s` and `end_s`.
+
+    All else comes as it is, without bounds; so does the path of a file that is really called so.
+    """
+    found = _PART.fullmatch(str(source)) if isinstance(source, str | os.PathLike) else None
+    if found is None or Path(found[0]).exists():
+        return source, {}
+    return Path(found["path"]), {key: float(found[key]) for key in ("start_s", "end_s") if found[key]}
+
+
+def uniform_indices(total: int, num_frames: int, *, repeat: bool = False) -> list[int]:
+    """Return the frames in the middle of `num_frames` equal segments of frames 0 to `total` - 1.
+
+    Index i is round((i + 0.5) * (total - 1) / num_frames), halves rounded up, as in the paper's code (computed here in
+    integers). Where there are not more than `num_frames` frames, all of them come once; with `repeat` the same rule
+    holds, as in the paper's code, so that some come several times.
+
+    Raises:
+        VideoError: a number is not positive.
+    """
+    if total < 1 or num_frames < 1:
+        raise VideoError(f"uniform_indices({total}, {num_frames}): give two positive numbers")
+    if total <= num_frames and not repeat:
+        return list(range(total))
+    return [((2 * i + 1) * (total - 1) + num_frames) // (2 * num_frames) for i in range(num_frames)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The arguments of `read_frames` that say which frames, checked."""
+
+    name: str
+    num_frames: int | None = None
+    fps: float | None = None
+    timestamps_s: Sequence[float] | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    max_frames: int | None = None
+    snap: Snap = "exact"
+    repeat: bool = False
+
+    def __post_init__(self) -> None:
+        ways = {"num_frames": self.num_frames, "fps": self.fps, "timestamps_s": self.timestamps_s}
+        given = [way for way, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise VideoError(
+                f"{self.name}: {' and '.join(given)} are different ways to choose frames; give one of them"
+            )
+        if self.num_frames is not None:
+            check_count(self.name, "num_frames", self.num_frames)
+        if self.max_frames is not None:
+            check_count(self.name, "max_frames", self.max_frames)
+            if self.num_frames is not None or self.timestamps_s is not None:
+                raise VideoError(
+                    f"{self.name}: max_frames={self.max_frames} goes with fps or alone, not with {given[0]}"
+                )
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise VideoError(f"{self.name}: fps={self.fps}: give a positive number")
+        for key, value in {"start_s": self.start_s, "end_s": self.end_s}.items():
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise VideoError(f"{self.name}: {key}={value}: give a number of seconds that is not negative")
+        if self.end_s is not None and (self.start_s or 0.0) >= self.end_s:
+            raise VideoError(f"{self.name}: start_s={self.start_s or 0.0:g} is not before end_s={self.end_s:g}")
+        if self.timestamps_s is not None:
+            if self.start_s is not None or self.end_s is not None:
+                raise VideoError(f"{self.name}: timestamps_s needs no bounds; leave start_s and end_s out")
+            if len(self.timestamps_s) == 0:
+                raise VideoError(f"{self.name}: timestamps_s is empty; give at least one time")
+        if self.snap not in get_args(Snap):
+            raise VideoError(f"{self.name}: snap={self.snap!r}: give one of {', '.join(get_args(Snap))}")
+
+    def indices(self, clip: Clip) -> list[int]:
+        """Return the indices, into the clip's times, of the frames to read, in the order to return them."""
+        is_picture = isinstance(clip, Pictures) and len(clip.times_s) == 1
+        chosen = self._exact(clip.times_s, clip.info.duration_s, self.repeat and not is_picture)
+        if self.snap == "exact":
+            return chosen
+        if len(clip.keys) == 0:
+            raise VideoError(f"{self.name}: it has no key frames; leave snap out, or convert it")
+        keys = nearest(clip.times_s, clip.keys, chosen)
+        return keys if self.timestamps_s is not None or self.repeat else sorted(set(keys))
+
+    def _exact(self, times_s: NDArray[np.float64], duration_s: float, repeat: bool) -> list[int]:
+        # Containers round times to their clock (Matroska: to 1 ms): a frame counts as on screen half a tick early.
+        reached_s = times_s - 0.0005 - 1e-6
+        if self.timestamps_s is not None:
+            for time_s in self.timestamps_s:
+                if not 0 <= time_s <= duration_s:  # also catches NaN
+                    raise VideoError(
+                        f"{self.name}: timestamp {time_s} s is not between 0 and the duration, {duration_s:g} s"
+                    )
+            on_screen = np.searchsorted(reached_s, np.asarray(self.timestamps_s, np.float64), side="right") - 1
+            return [int(i) for i in on_screen.clip(0)]
+        start_s = self.start_s or 0.0
+        end_s = duration_s if self.end_s is None else min(self.end_s, duration_s)
+        if start_s >= duration_s:
+            raise VideoError(f"{self.name}: start_s={start_s:g} is not before the end of the video at {duration_s:g} s")
+        first = max(int(np.searchsorted(reached_s, start_s, side="right")) - 1, 0)
+        stop = max(int(np.searchsorted(reached_s, end_s - 0.001, side="left")), first + 1)
+        chosen = np.arange(first, stop)
+        if self.fps is not None:
+            # A frame is on screen at some start_s + k / fps exactly if an integer k lies in its [begin, end).
+            begins = (reached_s[first:stop] - start_s) * self.fps
+            ends = np.append(begins[1:], max(end_s - 0.0005 - start_s, 1e-9) * self.fps)
+            chosen = chosen[np.maximum(np.ceil(begins), 0) < ends]
+        count = self.num_frames or self.max_frames
+        if count is not None and (count < len(chosen) or (repeat and self.num_frames is not None)):
+            chosen = np.arange(first, stop)[uniform_indices(stop - first, count, repeat=repeat)]
+        return [int(i) for i in chosen]
+
+
+def nearest(times_s: NDArray[np.float64], keys: NDArray[np.intp], indices: list[int]) -> list[int]:
+    """Return for each of `indices` which of `keys` (ascending, not empty) is nearest in time, of two the earlier."""
+    after = np.searchsorted(keys, indices)
+    earlier, later = keys[(after - 1).clip(0)], keys[after.clip(None, len(keys) - 1)]
+    # As near as makes no difference to a clock, though not to floating-point numbers, is as near.
+    is_later = times_s[later] - times_s[indices] < times_s[indices] - times_s[earlier] - 1e-6
+    # Before the first key frame both are that one.
+    return [int(i) for i in np.where(is_later, later, earlier)]
+
+
+def check_count(name: str, key: str, value: int) -> None:
+    """Raise VideoError where `value` is no positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise VideoError(f"{name}: {key}={value}: give a positive whole number")

@@ -1,0 +1,47 @@
+"""What the packets and streams of a file say, without decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+from av.audio.stream import AudioStream
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+
+class Packet(NamedTuple):
+    """What a packet says about the frame in it; times in ticks of the stream's clock."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_frame: bool  # one that is shown: not there for reference only and not cut away by an edit list
+    is_corrupt: bool
+
+
+def describe_packet(packet: av.Packet[VideoStream], codec: str) -> Packet:
+    """Return what a packet says."""
+    # A VP8 packet may hold a picture for reference only: bit 4 of its header says whether it is shown (RFC 6386, 9.1).
+    is_frame = not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
+    return Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_frame, packet.is_corrupt)
+
+
+def container_name(name: str, format_name: str) -> str:
+    """Return the short name of a container: that of the file's suffix, where FFmpeg has several for one format."""
+    names, suffix = format_name.split(","), Path(name).suffix.lower().removeprefix(".")
+    return suffix if suffix in names else "mp4" if "mp4" in names else names[0]
+
+
+def describe_stream(stream: Stream) -> str:
+    """Return a stream in a few words, such as `video h264 320x240 yuv420p`."""
+    if not stream.codec_context:  # such as a time code track
+        return stream.type
+    text = f"{stream.type} {stream.codec_context.codec.canonical_name}"
+    if isinstance(stream, VideoStream):
+        text += f" {stream.codec_context.width}x{stream.codec_context.height} {stream.codec_context.pix_fmt}"
+    if isinstance(stream, AudioStream):
+        text += f" {stream.codec_context.sample_rate} Hz {stream.codec_context.layout.name}"
+    return text

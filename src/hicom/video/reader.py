@@ -1,0 +1,222 @@
+"""Open a video, choose frames, return them with their times."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import islice, pairwise
+from typing import Any
+
+import numpy as np
+
+from ..square import Square
+from .choose import Choice, check_count, split_bounds
+from .decode import Video
+from .pictures import Given
+from .sources import name_of, open_clip
+from .types import (
+    ChooseAgain,
+    Clip,
+    FramesChanged,
+    Pixels,
+    Snap,
+    Source,
+    VideoError,
+    VideoFrames,
+    VideoInfo,
+    VideoWarning,
+)
+
+
+def probe(source: Source, *, source_fps: float = 25.0) -> VideoInfo:
+    """Return what a video is, without decoding more than its first frame where the file allows it.
+
+    Args:
+        source: see `read_frames`.
+        source_fps: see `read_frames`.
+
+    Raises:
+        VideoError: the source is not a video that can be read.
+    """
+    return open_clip(split_bounds(source)[0], source_fps).info
+
+
+def read_frames(
+    source: Source,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    timestamps_s: Sequence[float] | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    max_frames: int | None = None,
+    size: int | Square | None = None,
+    source_fps: float = 25.0,
+    snap: Snap = "exact",
+    repeat: bool = False,
+) -> VideoFrames:
+    """Decode chosen frames. Without `num_frames`, `fps` or `timestamps_s` all frames are read.
+
+    Args:
+        source: a path or an open binary file of any container that FFmpeg reads, GIF and WebP included, or its bytes; a
+            folder of images, read in natural order (frame2 before frame10); a still image; uint8[T, H, W, 3] or
+            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]). A path may end with `#t=5,12`:
+            seconds 5 to 12 of that file, as `start_s` and `end_s` would say.
+        num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video (`repeat`).
+        fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
+        timestamps_s: the frames on screen at these times, in this order.
+        start_s: choose among the frames on screen from this time on, relative to the first frame.
+        end_s: choose among the frames on screen before this time; a time past the end means the end, with a warning.
+        max_frames: with `fps` or alone: where there would be more, take this many spread evenly over the same range.
+        size: scale down, in the decoder, so that the longer side has at most this many pixels; never up. A `Square`
+            makes a square of every frame instead, from all of its pixels, one frame at a time.
+        source_fps: frames per second of sources that have no times: folders, lists, arrays.
+        snap: `exact` reads the chosen frames; `keyframe` reads in place of each the key frame nearest to it in time
+            (the earlier of two as near), which may lie outside of the bounds, and which several frames may share: it
+            comes once, but with `timestamps_s` or `repeat` as often as asked for. That takes a fraction of the time,
+            and the result's `timestamps_s` say what was read. Of pictures and animated WebP every frame is a key frame.
+        repeat: `num_frames` frames of a shorter video, too: some come several times, with their times, spread evenly.
+            A single picture stays one.
+
+    Raises:
+        VideoError: the source is not a video that can be read, or the choice makes no sense for it.
+
+    Warns:
+        VideoWarning: the video is truncated or damaged (frames are chosen from what decodes), or shorter than `end_s`.
+    """
+    reader = open_frames(
+        source,
+        size=size,
+        source_fps=source_fps,
+        num_frames=num_frames,
+        fps=fps,
+        timestamps_s=timestamps_s,
+        start_s=start_s,
+        end_s=end_s,
+        max_frames=max_frames,
+        snap=snap,
+        repeat=repeat,
+    )
+    return reader.read()
+
+
+def open_frames(
+    source: Source | VideoFrames, *, size: int | Square | None = None, source_fps: float = 25.0, **choice: Any
+) -> FrameReader:
+    """Open a video to read its chosen frames in chunks, for videos whose chosen frames do not fit into memory.
+
+    Args:
+        source: see `read_frames`; or frames that it has read, which all come as they are.
+        size: see `read_frames`.
+        source_fps: see `read_frames`.
+        **choice: further arguments of `read_frames`.
+
+    Raises:
+        VideoError: see `read_frames`.
+    """
+    if isinstance(source, VideoFrames):
+        return FrameReader(Given(source), None, None)
+    name = name_of(source)
+    file, bounds = split_bounds(source)
+    if twice := [key for key in bounds if choice.get(key) is not None]:
+        raise VideoError(f"{name}: the path says {' and '.join(twice)} already; give it once")
+    choice |= bounds
+    if unknown := set(choice) - {each.name for each in fields(Choice)}:
+        raise VideoError(f"{name}: there is no choice of frames by {', '.join(sorted(unknown))}")
+    chosen = Choice(name=name, **choice)
+    if size is not None:
+        check_count(name, "size", size.size if isinstance(size, Square) else size)
+    return FrameReader(open_clip(file, source_fps), chosen, size)
+
+
+class FrameReader:
+    """Chosen frames of a video, read in chunks; `open_frames` makes one.
+
+    Attributes:
+        info: the video; its sizes are those before scaling.
+        timestamps_s: float64[T], presentation times of the chosen frames.
+    """
+
+    def __init__(self, clip: Clip, choice: Choice | None, size: int | Square | None) -> None:
+        self._clip, self._choice, self._size = clip, choice, size
+        self._choose()
+
+    def _choose(self) -> None:
+        clip = self._clip
+        self.info = clip.info
+        times_s = clip.times_s
+        self._indices = [*range(len(times_s))] if self._choice is None else self._choice.indices(clip)
+        self.timestamps_s = times_s[self._indices]
+
+    def read(self) -> VideoFrames:
+        """Return all chosen frames; see `read_frames`."""
+        try:
+            result = _read(self._clip, self._indices, self._size)
+        except ChooseAgain:
+            self._choose()
+            result = _read(self._clip, self._indices, self._size)
+        self._warn(stacklevel=4)  # of who called `read_frames`
+        return result
+
+    def chunks(self, num_frames: int) -> Iterator[Pixels]:
+        """Yield the chosen frames in order, `uint8[t, H, W, 3]` with `num_frames` of them; fewer in the last chunk.
+
+        Raises:
+            FramesChanged: frames turned out to be damaged, and others are chosen; what came so far is void.
+            VideoError: see `read_frames`.
+
+        Warns:
+            VideoWarning: see `read_frames`.
+        """
+        try:
+            is_sparse = isinstance(self._clip, Video) and self._clip.is_sparse(self._indices)
+            if not is_sparse and all(a < b for a, b in pairwise(self._indices)):
+                frames = self._clip.frames(self._indices, self._size)
+                while chunk := [pixels for _, pixels in islice(frames, num_frames)]:
+                    yield np.stack(chunk)
+            else:
+                for first in range(0, len(self._indices), num_frames):
+                    yield _read(self._clip, self._indices[first : first + num_frames], self._size).frames
+        except ChooseAgain:
+            self._choose()
+            raise FramesChanged from None
+        self._warn(stacklevel=3)
+
+    def _warn(self, stacklevel: int) -> None:
+        # A look at the clip, not at what it was when frames were chosen: reading may have found damage.
+        info, end_s = self._clip.info, None if self._choice is None else self._choice.end_s
+        if info.damage:
+            warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel)
+        if end_s is not None and end_s > info.duration_s:
+            text = f"{info.name}: end_s={end_s:g} is past the end; reading to the end at {info.duration_s:g} s"
+            warnings.warn(text, VideoWarning, stacklevel)
+
+
+def _read(clip: Clip, indices: list[int], size: int | Square | None) -> VideoFrames:
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(indices):
+        places.setdefault(index, []).append(place)
+    frames: Pixels | None = None
+    lock = threading.Lock()
+
+    def put(index: int, frame: Pixels) -> None:
+        nonlocal frames
+        with lock:
+            if frames is None:
+                frames = np.empty((len(indices), *frame.shape), np.uint8)
+        if frame.shape != frames.shape[1:]:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, frames.shape[1:])]
+            text = f"frame {index} is {sizes[0]} but those before it are {sizes[1]}; make them the same size"
+            raise VideoError(f"{clip.info.name}: {text}")
+        for place in places[index]:
+            frames[place] = frame
+
+    if isinstance(clip, Video):
+        clip.read(sorted(places), size, put)
+    else:
+        for index, frame in clip.frames(sorted(places), size):
+            put(index, frame)
+    assert frames is not None  # at least one frame is chosen, and a clip yields what it is asked for
+    return VideoFrames(frames, clip.times_s[indices], clip.info)
