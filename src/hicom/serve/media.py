@@ -25,6 +25,7 @@ import av
 import av.error
 from PIL import Image, UnidentifiedImageError
 
+from ..pyav import open_input
 from ..video import VideoError, probe
 
 CHUNK = 2**16
@@ -123,7 +124,7 @@ def check_media(source: bytes | Path | Sequence[Image.Image], limits: MediaLimit
         data.seek(0)
     try:
         # Sizes that headers tell come first: opening a decoder for a hostile size is what is to be avoided.
-        with av.open(data if isinstance(data, io.BytesIO) else str(data), "r") as container:
+        with open_input(data) as container:
             for stream in container.streams.video:
                 if stream.codec_context is None:  # nothing here decodes it, SVG for instance
                     raise MediaError("the file is no video or picture that can be read")

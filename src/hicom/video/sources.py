@@ -95,14 +95,16 @@ def _natural(path: Path) -> list[str | int]:
 def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None = None) -> Clip:
     if file.seek(0, os.SEEK_END) == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes); copy or download it again")
+    # A TGA has nothing that tells it but its name, so it is one only where it is called so.
+    formats = (*_IMAGE_FORMATS, "TGA") if path is not None and path.suffix.lower() == ".tga" else _IMAGE_FORMATS
     try:
-        is_video = Image.open(file, formats=_IMAGE_FORMATS).get_format_mimetype() == "image/apng"
+        is_video = Image.open(file, formats=formats).get_format_mimetype() == "image/apng"
     except UnidentifiedImageError:
         is_video = True
     if is_video:
         return Video(path or file, name)
     file.seek(0)
-    image = Image.open(io.BytesIO(file.read()), formats=_IMAGE_FORMATS)
+    image = Image.open(io.BytesIO(file.read()), formats=formats)
     if isinstance(image, WebPImageFile) and image.n_frames > 1:
         return Animation(name, image)
     return Pictures(name, "image", [image], source_fps)
