@@ -96,7 +96,7 @@ def test_videos_and_pictures(video: bytes, site: tuple[str, dict[str, Any], list
     assert load_media(data_url(picture(), "image/png"), OPEN) == picture()
     frames = ",".join(base64.b64encode(picture(kind="JPEG")).decode() for _ in range(3))
     found = load_media(f"data:video/jpeg;base64,{frames}", OPEN)
-    assert [each.size for each in found] == [(40, 30)] * 3
+    assert [Image.open(io.BytesIO(each)).size for each in found] == [(40, 30)] * 3
 
 
 def test_redirects_are_followed(video: bytes, site: tuple[str, dict[str, Any], list[str]]) -> None:

@@ -6,10 +6,10 @@ frames are checked before anything is decoded as a whole. Local files and privat
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,18 @@ from urllib.parse import unquote, urlsplit
 
 import av
 import av.error
+from av.container import InputContainer
 from PIL import Image, UnidentifiedImageError
 
-from .. import fetch as fetching
+from ..fetch import FetchError, FetchLimits, fetch_pieces
 from ..pyav import open_input
 from ..video import VideoError, probe
+from ..video.pictures import open_picture
+
+MOVING = ("AVIF", "PNG")  # formats of pictures that FFmpeg reads where they move
+ANIMATIONS = ("apng", "gif")  # its containers that are decoded from their start to any frame
+BASE64_PIECE = 2**20  # characters; four of them are three bytes
+_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class MediaError(ValueError):
@@ -46,6 +53,8 @@ class MediaLimits:
         max_duration_s: of a video.
         max_pixels: of a frame or picture.
         max_frames: that a file may hold.
+        max_listed: pictures of a video that is sent as a list of them.
+        max_total_pixels: of all frames of a request's animations and lists, which are decoded one after the other.
         max_redirects: that are followed.
         timeout_s: for a whole fetch.
         allowed_hosts: the only hosts that are fetched from, their subdomains included; empty: any.
@@ -57,6 +66,8 @@ class MediaLimits:
     max_duration_s: float = 2 * 3600.0
     max_pixels: int = 4096 * 2304
     max_frames: int = 500_000
+    max_listed: int = 256
+    max_total_pixels: int = 2**35
     max_redirects: int = 3
     timeout_s: float = 30.0
     allowed_hosts: tuple[str, ...] = ()
@@ -64,9 +75,9 @@ class MediaLimits:
     allow_private: bool = False
 
     @property
-    def fetching(self) -> fetching.FetchLimits:
+    def fetching(self) -> FetchLimits:
         """Those of a fetch."""
-        return fetching.FetchLimits(
+        return FetchLimits(
             max_bytes=self.max_bytes,
             timeout_s=self.timeout_s,
             max_redirects=self.max_redirects,
@@ -80,110 +91,209 @@ class MediaLimits:
         return replace(self, allowed_hosts=allowed_hosts, allowed_folders=allowed_folders)
 
 
-def load_media(url: str, limits: MediaLimits) -> Any:
-    """Return what `VideoChat.encode` takes for a URL: bytes, a path, or a list of pictures.
+class Account:
+    """What the media of one request cost together; every part is counted before it is paid for.
+
+    Args:
+        limits: of the server.
+        hold: called with a number of bytes that will be kept in memory; it may refuse them.
+    """
+
+    def __init__(self, limits: MediaLimits, hold: Callable[[int], None] = lambda _: None) -> None:
+        self.limits, self.hold = limits, hold
+        self._pixels = 0
+        self._lock = threading.Lock()
+
+    def decode(self, pixels: int) -> None:
+        """Count pixels that will be decoded.
+
+        Raises:
+            MediaError: they are too many, with all before.
+        """
+        with self._lock:
+            self._pixels += pixels
+            total = self._pixels
+        if total > self.limits.max_total_pixels:
+            most = f"{self.limits.max_total_pixels:,}"
+            raise MediaError(f"the frames have {total:,} pixels together; at most {most} are taken", "media_too_large")
+
+
+def load_media(url: str, limits: MediaLimits, *, kind: str = "video", account: Account | None = None) -> Any:
+    """Return what `VideoChat.encode` takes for a URL: bytes, a path, or a list of pictures as bytes.
 
     Args:
         url: `http(s)://...`, `data:video/mp4;base64,...` (or an image), `data:video/jpeg;base64,FRAME,FRAME,...`, or
             `file:///...` where folders are allowed.
         limits: of the server.
+        kind: `image` where one picture is to come; a still picture may be sent as a video, too: it is one of one frame.
+        account: of the request.
 
     Raises:
         MediaError: it is refused, cannot be had, or is neither video nor picture.
     """
-    source: bytes | Path | list[Image.Image]
+    account = account or Account(limits)
+    source: bytes | Path | list[bytes]
     scheme = url[:16].partition(":")[0].lower()
     if scheme == "data":
-        source = _from_data(url, limits)
+        source = _from_data(url, account)
     elif scheme in ("http", "https"):
-        source = fetch(url, limits)
+        source = fetch(url, limits, account.hold)
     elif scheme == "file":
         source = _from_file(url, limits)
     else:
         raise MediaError("media must be http, https or data URLs", "unsupported_url")
-    check_media(source, limits)
+    check_media(source, limits, kind=kind, account=account)
     return source
 
 
-def check_media(source: bytes | Path | Sequence[Image.Image], limits: MediaLimits) -> None:
-    """Raise MediaError where a file is not within the limits, as far as can be told without decoding it as a whole."""
+def check_media(
+    source: bytes | Path | Sequence[bytes], limits: MediaLimits, *, kind: str = "video", account: Account | None = None
+) -> None:
+    """Raise MediaError where a file is not within the limits, as far as can be told without decoding it as a whole.
+
+    Args:
+        source: a file, or pictures that are the frames of a video.
+        limits: of the server.
+        kind: see `load_media`.
+        account: see `load_media`.
+    """
+    account = account or Account(limits)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        for picture in source:
-            _check_size(picture.width, picture.height, limits)
-        return
-    data = io.BytesIO(source) if isinstance(source, bytes) else source
+        num_frames = len(source)
+        for data in source:
+            _check_listed(data, account)
+    else:
+        num_frames = _check_picture(source, account) or _check_video(source, account)
+    if kind == "image" and num_frames > 1:
+        raise MediaError("a video is sent as image_url; send it as video_url", "video_as_image")
+
+
+def _check_listed(data: bytes, account: Account) -> None:
     try:
-        with Image.open(data) as picture:
-            _check_size(picture.width, picture.height, limits)
-            _check_count(getattr(picture, "n_frames", 1), limits)
-        return
-    except UnidentifiedImageError:
-        pass
+        with open_picture(data) as picture:
+            _check_size(picture.width, picture.height, account.limits)
+            account.decode(picture.width * picture.height)
     except MediaError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except _PICTURE_ERRORS:
+        raise MediaError("a frame is no picture that can be read") from None
+
+
+def _check_picture(source: bytes | Path, account: Account) -> int:
+    """Check a file that Pillow reads, and return its number of frames; 0: FFmpeg reads it."""
+    try:
+        with open_picture(source) as picture:
+            _check_size(picture.width, picture.height, account.limits)
+            # Pages, and further pictures of a camera, are no frames.
+            num_frames = getattr(picture, "n_frames", 1) if picture.format in (*MOVING, "WEBP") else 1
+            if num_frames > 1 and picture.format in MOVING:
+                return 0
+            _check_count(num_frames, account.limits)
+            account.decode(picture.width * picture.height * num_frames)
+            return num_frames
+    except UnidentifiedImageError:
+        return 0
+    except MediaError:
+        raise
+    except _PICTURE_ERRORS:
         raise MediaError("the picture cannot be read") from None
-    if isinstance(data, io.BytesIO):
-        data.seek(0)
+
+
+def _check_video(source: bytes | Path, account: Account) -> int:
+    """Check a file that moves, and return its number of frames."""
+    limits = account.limits
+    data = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         # Sizes that headers tell come first: opening a decoder for a hostile size is what is to be avoided.
         with open_input(data) as container:
             for stream in container.streams.video:
-                if stream.codec_context is None:  # nothing here decodes it, SVG for instance
+                if stream.codec_context is None:  # nothing here decodes it
                     raise MediaError("the file is no video or picture that can be read")
                 _check_size(stream.codec_context.width, stream.codec_context.height, limits)
             if container.duration is not None:
                 _check_duration(container.duration / av.time_base, limits)
+            _check_packets(container, limits)
+            is_animation = container.format.name in ANIMATIONS
         info = probe(source)
     except (VideoError, av.error.FFmpegError, OSError):
         raise MediaError("the file is no video or picture that can be read") from None
     _check_size(info.width, info.height, limits)
     _check_duration(info.duration_s, limits)
     _check_count(info.num_frames, limits)
+    if is_animation:
+        account.decode(info.width * info.height * info.num_frames)
+    return info.num_frames
 
 
-def fetch(url: str, limits: MediaLimits) -> bytes:
+def _check_packets(container: InputContainer, limits: MediaLimits) -> None:
+    """Refuse a file of too many frames before anybody lists them."""
+    streams = container.streams.video
+    if container.format.name.startswith("mov,") and all(stream.frames for stream in streams):
+        for stream in streams:  # here it is no promise but the length of a table
+            _check_count(stream.frames, limits)
+        return
+    for number, _ in enumerate(container.demux(streams)):
+        _check_count(number, limits)
+
+
+def fetch(url: str, limits: MediaLimits, hold: Callable[[int], None] = lambda _: None) -> bytes:
     """Return the content behind an `http` or `https` URL.
+
+    Args:
+        url: of it.
+        limits: of the server.
+        hold: see `Account`.
 
     Raises:
         MediaError: the address is not allowed, it does not answer in time, or there is too much of it.
     """
+    content = io.BytesIO()
     try:
-        return fetching.fetch(url, limits.fetching)
-    except fetching.FetchError as error:
+        for piece in fetch_pieces(url, limits.fetching):
+            hold(len(piece))
+            content.write(piece)
+    except FetchError as error:
         raise MediaError(str(error), error.code) from None
+    return content.getvalue()
 
 
-def _from_data(url: str, limits: MediaLimits) -> bytes | list[Image.Image]:
-    head, comma, body = url.partition(",")
-    kind = head[5:].lower()
-    if not comma or not kind.endswith(";base64"):
+def _from_data(url: str, account: Account) -> bytes | list[bytes]:
+    start = url.find(",") + 1
+    kind = url[5 : start - 1].lower()
+    if not start or not kind.endswith(";base64"):
         raise MediaError("data URLs must be base64: data:video/mp4;base64,...", "unsupported_url")
-    if len(body) > limits.max_bytes * 4 / 3 + 4:
-        raise _too_large(limits)
-    if kind.startswith("video/jpeg"):
-        pictures = [_picture(_decoded(part), limits) for part in body.split(",")]
-        _check_count(len(pictures), limits)
-        return pictures
-    return _decoded(body)
+    length = len(url) - start
+    if length > account.limits.max_bytes * 4 / 3 + 4:
+        raise _too_large(account.limits)
+    if not kind.startswith("video/jpeg"):
+        account.hold(length * 3 // 4)
+        return _decoded(url, start, len(url))
+    number, most = url.count(",", start) + 1, account.limits.max_listed
+    if number > most:  # before anything is done for one of them
+        raise MediaError(f"the video has {number:,} frames; at most {most:,} are taken", "media_too_large")
+    account.hold(length * 3 // 4)
+    frames = []
+    for _ in range(number):
+        stop = url.find(",", start)
+        stop = len(url) if stop < 0 else stop
+        frames.append(_decoded(url, start, stop))
+        start = stop + 1
+    return frames
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str, start: int, stop: int) -> bytes:
+    """Return what a part of a text is in base64, without a copy of it."""
+    content = io.BytesIO()
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        for first in range(start, stop, BASE64_PIECE):
+            piece = text[first : min(first + BASE64_PIECE, stop)]
+            data = binascii.a2b_base64(piece, strict_mode=True)
+            if first + BASE64_PIECE < stop and len(data) * 4 != BASE64_PIECE * 3:
+                raise ValueError  # it ends before its end
+            content.write(data)
+    except ValueError:
         raise MediaError("a data URL is not base64") from None
-
-
-def _picture(data: bytes, limits: MediaLimits) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data))
-        _check_size(picture.width, picture.height, limits)
-        return picture.convert("RGB")
-    except MediaError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise MediaError("a frame is no picture that can be read") from None
+    return content.getvalue()
 
 
 def _from_file(url: str, limits: MediaLimits) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,11 @@ from PIL import Image, ImageOps
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ..square import Square
+from .large import LARGE, shrink, upright_size
 from .types import Picture, Pixels, VideoError, VideoFrames, VideoInfo
+
+FORMATS = ("AVIF", "BMP", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_GLANCE = 64  # size at which a large picture is decoded to know that it can be
 
 
 class Given:
@@ -46,9 +52,12 @@ class Pictures:
             codec = Path(first).suffix.lower().removeprefix(".")
         elif isinstance(first, Image.Image) and first.format is not None:
             codec = first.format.lower()
+        elif isinstance(first, bytes):
+            with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), _image(first) as image:
+                codec = str(image.format).lower()
         self.times_s = np.arange(len(pictures)) / fps
         self.keys = np.arange(len(pictures))
-        height, width = self._pixels(0, None).shape[:2]
+        width, height = self._measure()
         self.info = VideoInfo(
             name=name,
             container=container,
@@ -65,6 +74,17 @@ class Pictures:
         for index in indices:
             yield index, self._pixels(index, size)
 
+    def _measure(self) -> tuple[int, int]:
+        """Return the width and height of the first picture, which is decoded, so that it can be."""
+        first = self._pictures[0]
+        if isinstance(first, str | os.PathLike | bytes | Image.Image):
+            with suppress(OSError, Image.DecompressionBombError), _image(first) as image:  # told of below
+                if image.width * image.height > LARGE:
+                    self._pixels(0, _GLANCE)
+                    return upright_size(image)
+        height, width = self._pixels(0, None).shape[:2]
+        return width, height
+
     def _pixels(self, index: int, size: int | Square | None) -> Pixels:
         picture = self._pictures[index]
         where = f"{self._name}: frame {index}"
@@ -76,14 +96,32 @@ class Pictures:
             return image_pixels(Image.fromarray(picture), where, size)
         if isinstance(picture, Image.Image):
             return image_pixels(picture, where, size)
-        if isinstance(picture, str | os.PathLike):
-            where = f"{where}, {os.fspath(picture)},"
+        if isinstance(picture, str | os.PathLike | bytes):
+            where = where if isinstance(picture, bytes) else f"{where}, {os.fspath(picture)},"
             try:
-                with Image.open(picture) as image:
+                with _image(picture) as image:
                     return image_pixels(image, where, size)
             except (OSError, Image.DecompressionBombError) as error:
                 raise VideoError(f"{where} cannot be read: {error}") from error
         raise VideoError(f"{where} is a {type(picture).__name__}; give a path, a Pillow image or uint8[H, W, 3]")
+
+
+def open_picture(source: bytes | Path) -> Image.Image:
+    """Open a picture from anybody, which decodes nothing: no format of Pillow's that starts another program.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is none of `FORMATS`.
+        OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: it cannot be read.
+    """
+    Image.init()
+    known = [kind for kind in FORMATS if kind in Image.OPEN]
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+
+
+def _image(picture: str | os.PathLike[str] | bytes | Image.Image) -> AbstractContextManager[Image.Image]:
+    if isinstance(picture, Image.Image):
+        return nullcontext(picture)  # it is the caller's to close
+    return open_picture(picture) if isinstance(picture, bytes) else Image.open(picture)
 
 
 class Animation:
@@ -121,7 +159,7 @@ class Animation:
 def image_pixels(image: Image.Image, where: str, size: int | Square | None) -> Pixels:
     """Return uint8[H, W, 3]: upright, on white where it is transparent."""
     try:
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(shrink(image, size))
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:

@@ -14,7 +14,7 @@ from PIL import Image
 from ..square import Square
 
 Pixels: TypeAlias = NDArray[np.uint8]
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"  # bytes: of a file
 T = TypeVar("T")
 Snap: TypeAlias = Literal["exact", "keyframe"]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
