@@ -1,7 +1,17 @@
-"""Small files that claim, and have, a great deal; and the memory that they took."""
+"""Files of strangers: small ones that have a great deal, the memory that they take, and texts that name other files."""
 
 import zlib
 from pathlib import Path
+
+# Of a file or port {0}.
+PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{0}\n#EXT-X-ENDLIST\n"
+CONCAT = "ffconcat version 1.0\nfile '{0}'\n"
+SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {0} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+DASH = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S" '
+    'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp2t">'
+    '<Representation id="1" bandwidth="1"><BaseURL>{0}</BaseURL></Representation></AdaptationSet></Period></MPD>'
+)
 
 
 def png(width: int, height: int) -> bytes:

@@ -15,6 +15,7 @@ from av.format import ContainerFormat, formats_available
 from PIL import Image
 
 import media
+from bombs import CONCAT, DASH, PLAYLIST, SDP
 from hicom import read_frames
 from hicom.pyav import FORMATS, open_input
 from hicom.serve.media import MediaError, MediaLimits, check_media
@@ -25,14 +26,6 @@ OUTWARD = """
     alsa avfoundation avisynth concat dash decklink dshow dvdvideo fbdev gdigrab hls image2 imf jack kmsgrab lavfi
     libcdio mlv oss pulse rtp rtsp sap sdp sndio v4l2 vapoursynth vfwcap vobsub webm_dash_manifest x11grab xcbgrab
 """
-PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{0}\n#EXT-X-ENDLIST\n"
-CONCAT = "ffconcat version 1.0\nfile '{0}'\n"
-SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {0} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
-DASH = (
-    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S" '
-    'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp2t">'
-    '<Representation id="1" bandwidth="1"><BaseURL>{0}</BaseURL></Representation></AdaptationSet></Period></MPD>'
-)
 
 
 @pytest.fixture(scope="module")

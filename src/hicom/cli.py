@@ -1081,6 +1081,7 @@ class AccessOptions:
 
         return MediaLimits(
             max_bytes=self.max_mb * 10**6,
+            max_held_bytes=max(MediaLimits.max_held_bytes, 4 * self.max_mb * 10**6),
             max_duration_s=self.max_duration_s,
             allowed_hosts=self.allow_host,
             allowed_folders=tuple(folder.resolve() for folder in self.allow_folder),

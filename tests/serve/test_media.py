@@ -18,7 +18,8 @@ from PIL import Image
 import hicom.fetch
 import media as files
 from hicom.fetch import is_public
-from hicom.serve.media import MediaError, MediaLimits, fetch, load_media
+from hicom.serve import media
+from hicom.serve.media import Account, MediaError, MediaLimits, fetch, load_media
 
 OPEN = MediaLimits(allow_private=True)
 
@@ -346,3 +347,119 @@ def wrong_contents() -> dict[str, Callable[[bytes], str]]:
 @pytest.mark.parametrize("name", wrong_contents())
 def test_what_cannot_be_read(name: str, video: bytes) -> None:
     refused(wrong_contents()[name](video))
+
+
+# Together
+
+
+def listed(*frames: bytes) -> str:
+    return "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
+
+
+def animation(kind: str, num_frames: int = 6, width: int = 40, height: int = 30) -> bytes:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (width, height), (40 * number, 0, 0)) for number in range(num_frames)]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def test_lists_are_counted_before_one_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "_decoded", lambda *_: pytest.fail("a frame was decoded"))
+    error = refused("data:video/jpeg;base64," + "AAAA," * 256)
+    assert error.code == "media_too_large"
+    assert "257 frames; at most 256" in str(error)
+    assert "3 frames; at most 2" in str(refused(listed(b"", b"", b""), MediaLimits(max_listed=2)))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "list", "still"])
+def test_pixels_are_bounded_together(kind: str) -> None:
+    frames = [picture(), picture(50, 40), picture(kind="JPEG")]
+    url = {"list": listed(*frames), "still": data_url(picture(60, 40))}.get(kind) or data_url(animation(kind))
+    pixels = {"list": 2 * 1200 + 2000, "still": 2400}.get(kind, 6 * 1200)
+    load_media(url, MediaLimits(max_total_pixels=pixels))
+    error = refused(url, MediaLimits(max_total_pixels=pixels - 1))
+    assert error.code == "media_too_large"
+    assert f"{pixels:,} pixels together" in str(error)
+    limits = MediaLimits(max_total_pixels=2 * pixels)
+    account = Account(limits)
+    for _ in range(2):
+        load_media(url, limits, account=account)
+    with pytest.raises(MediaError, match="pixels together"):
+        load_media(url, limits, account=account)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_long_animations_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "probe", lambda _: pytest.fail("it was decoded"))
+    limits = MediaLimits(max_total_pixels=4 * 500_000)
+    assert "2,500,000 pixels together" in str(refused(data_url(animation(kind, 5, 1000, 500)), limits))
+
+
+def test_packets_are_counted_before_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.ts", "a.mkv", "a.mp4", "a.avi"):
+        data = files.write_video(tmp_path / name, 30).read_bytes()
+        load_media(data_url(data), MediaLimits(max_frames=30))
+        with monkeypatch.context() as patch:
+            patch.setattr(media, "probe", lambda _: pytest.fail("the packets were listed"))
+            assert "frames; at most 29" in str(refused(data_url(data), MediaLimits(max_frames=29)))
+
+
+def test_bytes_are_held_before_they_are_there(video: bytes, site: tuple[str, dict[str, Any], list[str]]) -> None:
+    address, pages, _ = site
+    pages["/a.mp4"] = video
+    for url, held in ((f"{address}/a.mp4", len(video)), (data_url(video), 4 * -(-len(video) // 3) * 3 // 4)):
+        taken: list[int] = []
+        load_media(url, OPEN, account=Account(OPEN, taken.append))
+        assert sum(taken) == held
+
+        def full(_: int) -> None:
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            load_media(url, OPEN, account=Account(OPEN, full))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 2**20 * 3 // 4 - 1, 2**20 * 3 // 4, 2**20 * 3 // 4 + 1, 3_000_000])
+def test_base64_of_any_length(size: int) -> None:
+    content = bytes(range(256)) * (size // 256) + bytes(range(size % 256))
+    assert media._from_data(data_url(content), Account(OPEN)) == content
+
+
+def test_what_is_not_base64() -> None:
+    whole = base64.b64encode(bytes(3 * 2**20)).decode()
+    for text in (
+        "A",
+        "AA=",
+        "AA==AA==",
+        "A A=",
+        "AAA\n",
+        "AA-_",
+        "\u00e4AAA",
+        "\ud800AAA",
+        f"{whole[: 2**20 - 4]}AA=={whole}",
+        f"{whole[: 2**20 - 1]}={whole}",
+        f"{whole}=",
+        f"{whole} ",
+        f"={whole}",
+    ):
+        assert "not base64" in str(refused(f"data:video/mp4;base64,{text}"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_what_moves_is_no_image(kind: str, video: bytes) -> None:
+    for url in (data_url(animation(kind)), data_url(video), listed(picture(), picture())):
+        with pytest.raises(MediaError, match="sent as image_url; send it as video_url") as error:
+            load_media(url, OPEN, kind="image")
+        assert error.value.code == "video_as_image"
+        load_media(url, OPEN)
+    for still in (picture(kind=kind), animation("TIFF")):
+        assert load_media(data_url(still), OPEN, kind="image") == still
+
+
+def test_no_other_program_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    for kind in ("video/jpeg", "video/mp4", "image/png"):
+        refused(data_url(eps, kind))

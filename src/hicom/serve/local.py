@@ -14,13 +14,14 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
@@ -28,12 +29,15 @@ from ..encoding import EncodedVideo
 from ..inference import Answer, VideoChat
 from ..video import VideoError
 from .kept import KeptVideos
-from .media import MediaError, MediaLimits, load_media
+from .media import Account, MediaError, MediaLimits, load_media
+from .memory import Hold, Memory
 from .requests import ChatRequest, RequestError, RequestLimits, parse_request
 from .responses import error_body, error_response, has_key, parse_json, read_bytes, refusal
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+GONE = 499
+"""Status of requests whose client has gone before it sent all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class ServerSettings:
         api_key: that clients must send; None: none.
         max_waiting: requests that may wait; more are refused with status 429.
         max_body_bytes: of a request.
+        upload_timeout_s: for the body of a request to arrive.
         kept_videos: encoded videos that are kept.
         media: what is taken from clients.
         requests: what they may ask for.
@@ -54,6 +59,7 @@ class ServerSettings:
     api_key: str | None = None
     max_waiting: int = 64
     max_body_bytes: int = 400 * 2**20
+    upload_timeout_s: float = 300.0
     kept_videos: int = 8
     media: MediaLimits = field(default_factory=MediaLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
@@ -70,14 +76,25 @@ class Engine:
     def __init__(self, chat: VideoChat, settings: ServerSettings) -> None:
         self.chat, self.settings = chat, settings
         self.waiting = 0
+        self.limits = replace(settings.media, max_listed=settings.requests.max_frames)
+        self.memory = Memory(self.limits.max_held_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hicom-serve")
         self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="hicom-fetch")
         self._kept = KeptVideos(chat, settings.kept_videos)
 
-    async def media(self, request: ChatRequest) -> list[Any]:
-        """Return the media of a request, fetched side by side."""
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._fetchers, load_media, url, self.settings.media) for _, url in request.media]
+    def enter(self) -> Place | None:
+        """Return a place for a request, None where all are taken."""
+        return None if self.waiting >= self.settings.max_waiting else Place(self)
+
+    async def media(self, request: ChatRequest, hold: Hold) -> list[Any]:
+        """Return the media of a request, fetched side by side, of which only the kinds stay in it."""
+        loop, account = asyncio.get_running_loop(), Account(self.limits, hold.take)
+
+        def load(kind: str, url: str) -> Any:
+            return load_media(url, self.limits, kind=kind, account=account)
+
+        jobs = [loop.run_in_executor(self._fetchers, load, kind, url) for kind, url in request.media]
+        request.media = [(kind, "") for kind, _ in request.media]
         return list(await asyncio.gather(*jobs))
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -90,7 +107,7 @@ class Engine:
         for (kind, _), source in zip(request.media, sources, strict=True):
             choice = request.choice if kind == "video" else {"num_frames": 1}
             if isinstance(source, list):  # frames that the client chose
-                choice = {"num_frames": min(len(source), self.settings.requests.max_frames)}
+                choice = {"num_frames": len(source)}
             videos.append(self._kept.encode(source, **choice))
         return videos
 
@@ -113,6 +130,24 @@ class Engine:
                 pieces.close()  # stops the generation
                 return None
             send(piece)
+
+
+class Place:
+    """One of the places for requests that are read, wait or are answered, and what is held for it.
+
+    Args:
+        engine: whose place.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.hold = Hold(engine.memory)
+        engine.waiting += 1
+
+    def leave(self) -> None:
+        """Make it free."""
+        self.hold.close()
+        self.engine.waiting -= 1
 
 
 class Metrics:
@@ -173,34 +208,35 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
         return response
 
     async def answer(request: Request) -> Response:
+        place = engine.enter()  # before anything of it is read
+        if place is None:
+            return error_response("too many requests are waiting; try again later", 429, code="overloaded")
+        is_streaming = False
         try:
-            parsed = parse_request(parse_json(await read_bytes(request, settings.max_body_bytes)), settings.requests)
+            content = await read_bytes(request, settings.max_body_bytes, place.hold, settings.upload_timeout_s)
+            parsed = parse_request(parse_json(content), settings.requests)
+            del content
             if parsed.model != settings.name:
                 text = f"there is no model {parsed.model!r} here; there is {settings.name!r}"
                 raise RequestError(text, "model", "model_not_found", 404)
-        except RequestError as error:
-            return refusal(error)
-        if engine.waiting >= settings.max_waiting:
-            return error_response("too many requests are waiting; try again later", 429, code="overloaded")
-        engine.waiting += 1
-        is_streaming = False
-        try:
-            sources = await engine.media(parsed)
+            sources = await engine.media(parsed, place.hold)
             if parsed.is_stream:
                 # The first piece comes before the headers, so that what is wrong with a request is still an error.
                 pieces = stream(parsed, sources)
                 first = await anext(pieces)
                 is_streaming = True
-                return Stream(rest(first, pieces), pieces, engine)
+                return Stream(rest(first, pieces), pieces, place)
             whole = await engine.run(lambda: engine.reply(parsed, sources))
         except (RequestError, MediaError, VideoError, ValueError) as error:
             return refusal(error)
+        except ClientDisconnect:
+            return Response(status_code=GONE)  # which nobody reads
         except Exception:
             logger.exception("a request failed")
             return error_response("the server failed at this request", 500, kind="server_error", code="internal")
         finally:
             if not is_streaming:
-                engine.waiting -= 1
+                place.leave()
         metrics.count(whole)
         choice = {
             "index": 0,
@@ -260,7 +296,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
 
 
 class KeyGuard:
-    """Lets requests to the API through that bring the key.
+    """Lets requests through that bring the key, and those for `/health`.
 
     Args:
         app: that it stands before.
@@ -272,7 +308,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and scope["path"].startswith("/v1/") and not has_key(Request(scope), self.key):
+        if scope["type"] == "http" and scope["path"] != "/health" and not has_key(Request(scope), self.key):
             response = error_response("the API key is missing or wrong", 401, code="invalid_api_key")
             await response(scope, receive, send)
             return
@@ -287,19 +323,19 @@ class Stream(StreamingResponse):
     Args:
         content: what is sent.
         pieces: what makes it.
-        engine: where it counts as a request.
+        place: of the request.
     """
 
-    def __init__(self, content: AsyncIterator[str], pieces: AsyncGenerator[str], engine: Engine) -> None:
+    def __init__(self, content: AsyncIterator[str], pieces: AsyncGenerator[str], place: Place) -> None:
         super().__init__(content, media_type="text/event-stream")
-        self.pieces, self.engine = pieces, engine
+        self.pieces, self.place = pieces, place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.engine.waiting -= 1
+            self.place.leave()
             await self.pieces.aclose()
 
 

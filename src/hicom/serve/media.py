@@ -55,6 +55,7 @@ class MediaLimits:
         max_frames: that a file may hold.
         max_listed: pictures of a video that is sent as a list of them.
         max_total_pixels: of all frames of a request's animations and lists, which are decoded one after the other.
+        max_held_bytes: of all requests at the same time, their media included.
         max_redirects: that are followed.
         timeout_s: for a whole fetch.
         allowed_hosts: the only hosts that are fetched from, their subdomains included; empty: any.
@@ -68,6 +69,7 @@ class MediaLimits:
     max_frames: int = 500_000
     max_listed: int = 256
     max_total_pixels: int = 2**35
+    max_held_bytes: int = 2**30
     max_redirects: int = 3
     timeout_s: float = 30.0
     allowed_hosts: tuple[str, ...] = ()
@@ -212,28 +214,31 @@ def _check_video(source: bytes | Path, account: Account) -> int:
                 _check_size(stream.codec_context.width, stream.codec_context.height, limits)
             if container.duration is not None:
                 _check_duration(container.duration / av.time_base, limits)
-            _check_packets(container, limits)
-            is_animation = container.format.name in ANIMATIONS
+            num_packets = _count_packets(container, limits)
+            if container.format.name in ANIMATIONS:
+                pixels = max(each.codec_context.width * each.codec_context.height for each in container.streams.video)
+                account.decode(pixels * num_packets)
         info = probe(source)
     except (VideoError, av.error.FFmpegError, OSError):
         raise MediaError("the file is no video or picture that can be read") from None
     _check_size(info.width, info.height, limits)
     _check_duration(info.duration_s, limits)
     _check_count(info.num_frames, limits)
-    if is_animation:
-        account.decode(info.width * info.height * info.num_frames)
     return info.num_frames
 
 
-def _check_packets(container: InputContainer, limits: MediaLimits) -> None:
-    """Refuse a file of too many frames before anybody lists them."""
+def _count_packets(container: InputContainer, limits: MediaLimits) -> int:
+    """Return how many frames a file may have; too many are refused before anybody lists them."""
     streams = container.streams.video
+    number = 0
     if container.format.name.startswith("mov,") and all(stream.frames for stream in streams):
-        for stream in streams:  # here it is no promise but the length of a table
-            _check_count(stream.frames, limits)
-        return
-    for number, _ in enumerate(container.demux(streams)):
+        number = max((stream.frames for stream in streams), default=0)  # here no promise but the length of a table
         _check_count(number, limits)
+        return number
+    for packet in container.demux(streams):
+        number += packet.size > 0
+        _check_count(number, limits)
+    return number
 
 
 def fetch(url: str, limits: MediaLimits, hold: Callable[[int], None] = lambda _: None) -> bytes:

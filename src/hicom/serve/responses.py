@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import io
 import json
 from typing import Any
 
@@ -11,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..video import VideoError
 from .media import MediaError
+from .memory import Hold
 from .requests import RequestError
 
 
@@ -19,22 +22,35 @@ def has_key(request: Request, key: str) -> bool:
     return hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {key}".encode())
 
 
-async def read_bytes(request: Request, most: int) -> bytes:
+async def read_bytes(request: Request, most: int, hold: Hold, timeout_s: float) -> bytes:
     """Return the body of a request, read no further than is allowed.
 
+    Args:
+        request: whose body.
+        most: bytes of it.
+        hold: of the request.
+        timeout_s: for all of it.
+
     Raises:
-        RequestError: it is too long.
+        RequestError: it is too long, there is no room for it, or it does not arrive in time.
+        starlette.requests.ClientDisconnect: the client has gone.
     """
     too_long = RequestError(f"the request has more than {most:,} bytes", None, "request_too_large", 413)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most:
         raise too_long
-    content = bytearray()
-    async for piece in request.stream():
-        content += piece
-        if len(content) > most:
-            raise too_long
-    return bytes(content)
+    content = io.BytesIO()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for piece in request.stream():
+                hold.take(len(piece))  # what has arrived, not what was announced: that costs nothing
+                content.write(piece)
+                if content.tell() > most:
+                    raise too_long
+    except TimeoutError:
+        text = f"the request did not arrive within {timeout_s:g} s"
+        raise RequestError(text, None, "request_timeout", 408) from None
+    return content.getvalue()
 
 
 def parse_json(content: bytes) -> Any:

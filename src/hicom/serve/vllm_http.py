@@ -5,6 +5,7 @@ It goes into vLLM's own server (`--middleware`), so all that vLLM offers stays a
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .media import MediaLimits
+from .memory import Hold, Memory
 from .requests import RequestError, RequestLimits, check_counts, split_fields
 from .responses import has_key, parse_json, read_bytes, refusal
 
@@ -30,11 +32,13 @@ class VLLMSettings:
 
     Attributes:
         max_body_bytes: of a request.
+        upload_timeout_s: for the body of a request to arrive.
         media: what is taken from clients.
         requests: what they may ask for.
     """
 
     max_body_bytes: int = 400 * 2**20
+    upload_timeout_s: float = 300.0
     media: MediaLimits = field(default_factory=MediaLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
 
@@ -54,9 +58,19 @@ class VLLMSettings:
         }
         return cls(
             max_body_bytes=found["max_body_bytes"],
+            upload_timeout_s=found["upload_timeout_s"],
             media=MediaLimits(**media),
             requests=RequestLimits(**found["requests"]),
         )
+
+
+_WRONG_KEY = RequestError("the API key is missing or wrong", None, "invalid_api_key", 401)
+
+
+@functools.cache
+def shared_memory(most: int) -> Memory:
+    """Return the memory that the requests of this process share with their media."""
+    return Memory(most)
 
 
 class RequestGuard:
@@ -78,18 +92,35 @@ class RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         if scope["type"] != "http" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
+            is_open = scope["type"] != "http" or not self.api_key or not scope["path"].startswith("/metrics")
+            if is_open or has_key(Request(scope), str(self.api_key)):
+                await self.app(scope, receive, send)
+            else:  # vLLM's own check is for its API alone
+                await refusal(_WRONG_KEY)(scope, receive, send)
             return
-        request = Request(scope, receive)
-        try:
-            if self.api_key and not has_key(request, self.api_key):  # before anything of it is read
-                raise RequestError("the API key is missing or wrong", None, "invalid_api_key", 401)
-            content = await read_bytes(request, self.settings.max_body_bytes)
-            if content:
-                content = self.translated(content, request.url.path)
-        except RequestError as error:
-            await refusal(error)(scope, receive, send)
-            return
+        with Hold(shared_memory(self.settings.media.max_held_bytes)) as hold:
+            try:
+                content = await self.read(Request(scope, receive), hold)
+            except RequestError as error:
+                await refusal(error)(scope, receive, send)
+                return
+            except ClientDisconnect:
+                return
+            await self.pass_on(content, scope, receive, send)
+
+    async def read(self, request: Request, hold: Hold) -> bytes:
+        """Return the body as vLLM takes it.
+
+        Raises:
+            RequestError: the request is refused.
+        """
+        if self.api_key and not has_key(request, self.api_key):  # before anything of it is read
+            raise _WRONG_KEY
+        content = await read_bytes(request, self.settings.max_body_bytes, hold, self.settings.upload_timeout_s)
+        return self.translated(content, request.url.path) if content else content
+
+    async def pass_on(self, content: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have a request answered that was read already."""
         headers = [each for each in scope["headers"] if each[0] not in (b"content-length", b"transfer-encoding")]
         headers.append((b"content-length", str(len(content)).encode()))
         is_read = False
