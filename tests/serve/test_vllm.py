@@ -25,11 +25,13 @@ from PIL import Image
 
 import hicom
 import media
+from bombs import png
 from hicom import VideoChat, read_frames
 from hicom.encoding import EncodedVideo
 from hicom.serve.media import MediaError, MediaLimits
-from hicom.serve.requests import RequestLimits
-from hicom.serve.vllm_http import VLLMSettings
+from hicom.serve.memory import Hold
+from hicom.serve.requests import RequestError, RequestLimits
+from hicom.serve.vllm_http import VLLMSettings, shared_memory
 
 pytest.importorskip("vllm")
 
@@ -321,14 +323,16 @@ def test_a_moved_interface_concerns_our_models_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def connector(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def create(settings: VLLMSettings | None = None, num_frames: int = 8, **kwargs: Any) -> Any:
+    def create(
+        settings: VLLMSettings | None = None, num_frames: int = 8, form: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
         from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
         import hicom.serve.vllm_media  # noqa: F401
 
         monkeypatch.setenv("HICOM_SERVE", "")
         (settings or VLLMSettings()).to_environment()
-        video = {"video_backend": "hicom", "num_frames": num_frames}
+        video = {"video_backend": "hicom", "num_frames": num_frames, **(form or {})}
         return MEDIA_CONNECTOR_REGISTRY.load("hicom", media_io_kwargs={"video": video}, **kwargs)
 
     return create
@@ -361,6 +365,43 @@ def test_videos_and_frames_of_clients(connector: Any, frames: np.ndarray, tmp_pa
     np.testing.assert_array_equal(
         connector(allowed_local_media_path=str(DEMO.parent)).fetch_video(DEMO.as_uri())[0], expected
     )
+
+
+def test_large_frames_of_clients_come_at_size(connector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hicom.serve import vllm_media
+
+    blank = png(3072, 3072)
+    url = "data:video/jpeg;base64," + ",".join(base64.b64encode(blank).decode() for _ in range(8))
+    with pytest.raises(MediaError, match="75,497,472 pixels together; at most 67,108,864 are taken"):
+        connector().fetch_video(url)
+    found, metadata = connector(form={"size": 64}).fetch_video(url)
+    assert found.shape == (8, 64, 64, 3)
+    assert metadata["total_num_frames"] == 8
+    few = "data:video/jpeg;base64," + base64.b64encode(blank).decode()
+    assert connector(form={"size": 64}).fetch_video(few)[0].shape == (1, 3072, 3072, 3), "what is small stays as it was"
+    monkeypatch.setattr(vllm_media, "MAX_WHOLE_PIXELS", 1)
+    assert connector(form={"size": 64, "is_square": True, "color": [1, 2, 3]}).fetch_video(few)[0].shape == (
+        1,
+        64,
+        64,
+        3,
+    )
+
+
+def test_a_video_is_no_image(connector: Any) -> None:
+    with pytest.raises(MediaError, match="send it as video_url"):
+        connector().fetch_image(data_url(DEMO.read_bytes(), "image/jpeg"))
+
+
+def test_media_count_against_one_memory(connector: Any) -> None:
+    size = len(DEMO.read_bytes())
+    limits = MediaLimits(max_held_bytes=size + 10)
+    for _ in range(3):  # and are given back
+        connector(VLLMSettings(media=limits)).fetch_video(data_url(DEMO.read_bytes()))
+    with Hold(shared_memory(limits.max_held_bytes)) as hold:
+        hold.take(20)
+        with pytest.raises(RequestError, match="try again later"):
+            connector(VLLMSettings(media=limits)).fetch_video(data_url(DEMO.read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -794,7 +835,7 @@ def test_clients_that_go_away_leave_nothing(url: str, client: Any) -> None:
             next(response.iter_lines())
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        text = httpx.get(url.replace("/v1", "/metrics")).text
+        text = httpx.get(url.replace("/v1", "/metrics"), headers=headers).text
         running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
         if running and all(float(line.rsplit(" ", 1)[1]) == 0 for line in running):
             break

@@ -12,8 +12,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from hicom.serve.media import MediaLimits
+from hicom.serve.memory import Hold
 from hicom.serve.requests import RequestLimits
-from hicom.serve.vllm_http import CHAT, RequestGuard, VLLMSettings
+from hicom.serve.vllm_http import CHAT, RequestGuard, VLLMSettings, shared_memory
 
 VIDEO = {"type": "video_url", "video_url": {"url": "https://example.com/clip.mp4"}}
 
@@ -147,3 +148,37 @@ def test_without_the_key_nothing_goes_through(reached: list[bytes], monkeypatch:
         assert response.json()["error"]["code"] == "invalid_api_key"
     assert client.post(CHAT, content=b"{}", headers={"Authorization": "Bearer secret"}).status_code == 200
     assert reached == [b"{}"]
+
+
+def test_counts_need_the_key_too(reached: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HICOM_SERVE", raising=False)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+
+    async def tell(_: Request) -> Response:
+        return JSONResponse({})
+
+    client = TestClient(RequestGuard(Starlette(routes=[Route(path, tell) for path in ("/metrics", "/health")])))
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/metrics/").status_code == 401
+    assert client.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/health").status_code == 200
+    monkeypatch.delenv("VLLM_API_KEY")
+    client = TestClient(RequestGuard(Starlette(routes=[Route("/metrics", tell)])))
+    assert client.get("/metrics").status_code == 200
+
+
+def test_bodies_count_against_one_memory(reached: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HICOM_SERVE", "")
+    VLLMSettings(media=MediaLimits(max_held_bytes=1001)).to_environment()
+    client = TestClient(guarded(reached))
+    memory = shared_memory(1001)
+    for _ in range(3):
+        assert client.post("/sleep", content=b"{" + b" " * 990 + b"}").status_code == 200
+        assert memory.used == 0
+    assert client.post("/sleep", content=b" " * 1002).status_code == 413
+    with Hold(memory) as hold:
+        hold.take(500)
+        response = client.post("/sleep", content=b"{" + b" " * 990 + b"}")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    assert memory.used == 0
