@@ -1,6 +1,7 @@
 """What a server lets in: places before bodies, bounded memory for all requests together, and who may look at it."""
 
 import base64
+import contextlib
 import io
 import json
 import logging
@@ -276,6 +277,32 @@ def test_other_contents_are_refused_at_once(
         status, body = open_server.post(asking(data_url(data, kind), kind=way))
         assert (status, body["error"]["code"]) == (400, "invalid_media"), body
     assert time.monotonic() - start < 5
+
+
+def test_pages_of_other_sites_may_not_ask(open_server: Served) -> None:
+    body = asking(data_url(DEMO))
+    here = f"127.0.0.1:{open_server.port}"
+    for origin in ("https://evil.example", "http://localhost:1", f"http://evil.{here}", f"https://{here}.evil.example"):
+        status, found = open_server.post(body, {"Origin": origin, "Content-Type": "text/plain"})
+        assert (status, found["error"]["code"]) == (403, "cross_site"), origin
+    for origin in (f"http://{here}", "chrome-extension://abc", "null", "file://", "app://x"):
+        assert open_server.post(body, {"Origin": origin})[0] == 200, origin
+
+
+def test_two_lengths_are_refused(open_server: Served) -> None:
+    with socket.create_connection(("127.0.0.1", open_server.port), timeout=20) as line:
+        inner = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        line.sendall(head + b"0\r\n\r\n" + inner)
+        received = b""
+        with contextlib.suppress(TimeoutError):
+            line.settimeout(2)
+            while piece := line.recv(65536):
+                received += piece
+    assert received.startswith(b"HTTP/1.1 400")
+    assert b"200 OK" not in received, "what came behind was taken for a request"
 
 
 # Memory

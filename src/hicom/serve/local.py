@@ -32,7 +32,7 @@ from .kept import KeptVideos
 from .media import Account, MediaError, MediaLimits, load_media
 from .memory import Hold, Memory
 from .requests import ChatRequest, RequestError, RequestLimits, parse_request
-from .responses import error_body, error_response, has_key, parse_json, read_bytes, refusal
+from .responses import check_form, error_body, error_response, has_key, parse_json, read_bytes, refusal
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -179,8 +179,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     metrics = Metrics(engine)
     created = int(time.time())
 
-    if settings.api_key is not None:
-        app.add_middleware(KeyGuard, key=settings.api_key)
+    app.add_middleware(Door, key=settings.api_key)
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
@@ -295,23 +294,28 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     return app
 
 
-class KeyGuard:
-    """Lets requests through that bring the key, and those for `/health`.
+class Door:
+    """Lets requests through that bring the key, where there is one, and those for `/health`.
 
     Args:
         app: that it stands before.
         key: the key.
     """
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
         self.app, self.key = app, key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and scope["path"] != "/health" and not has_key(Request(scope), self.key):
-            response = error_response("the API key is missing or wrong", 401, code="invalid_api_key")
-            await response(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            request = Request(scope)
+            try:
+                check_form(request)
+                if self.key is not None and scope["path"] != "/health" and not has_key(request, self.key):
+                    raise RequestError("the API key is missing or wrong", None, "invalid_api_key", 401)
+            except RequestError as error:
+                await refusal(error)(scope, receive, send)
+                return
         await self.app(scope, receive, send)
 
 

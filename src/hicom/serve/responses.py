@@ -7,6 +7,7 @@ import hmac
 import io
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,6 +21,22 @@ from .requests import RequestError
 def has_key(request: Request, key: str) -> bool:
     """Return whether a request brings the API key."""
     return hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {key}".encode())
+
+
+def check_form(request: Request) -> None:
+    """Refuse requests that no program of a user sends.
+
+    Raises:
+        RequestError: it states two lengths, between which a proxy and a server may disagree, or a page of another site
+            has a browser send it.
+    """
+    headers = request.headers
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise RequestError("the request has both Content-Length and Transfer-Encoding", None, "invalid_request", 400)
+    origin = urlsplit(headers.get("origin", ""))
+    # Extensions of browsers and programs made with them have origins of their own kinds.
+    if origin.scheme in ("http", "https") and origin.netloc.lower() != headers.get("host", "").lower():
+        raise RequestError("pages of other sites may not ask here", None, "cross_site", 403)
 
 
 async def read_bytes(request: Request, most: int, hold: Hold, timeout_s: float) -> bytes:

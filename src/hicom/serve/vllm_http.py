@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .media import MediaLimits
 from .memory import Hold, Memory
 from .requests import RequestError, RequestLimits, check_counts, split_fields
-from .responses import has_key, parse_json, read_bytes, refusal
+from .responses import check_form, has_key, parse_json, read_bytes, refusal
 
 VARIABLE = "HICOM_SERVE"
 CHAT = "/v1/chat/completions"
@@ -114,6 +114,7 @@ class RequestGuard:
         Raises:
             RequestError: the request is refused.
         """
+        check_form(request)
         if self.api_key and not has_key(request, self.api_key):  # before anything of it is read
             raise _WRONG_KEY
         content = await read_bytes(request, self.settings.max_body_bytes, hold, self.settings.upload_timeout_s)
