@@ -32,7 +32,7 @@ from .kept import KeptVideos
 from .media import Account, MediaError, MediaLimits, load_media
 from .memory import Hold, Memory
 from .requests import ChatRequest, RequestError, RequestLimits, parse_request
-from .responses import check_form, error_body, error_response, has_key, parse_json, read_bytes, refusal
+from .responses import check_form, error_body, error_response, has_key, parse_json, read_bytes, refusal, unread
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -314,7 +314,7 @@ class Door:
                 if self.key is not None and scope["path"] != "/health" and not has_key(request, self.key):
                     raise RequestError("the API key is missing or wrong", None, "invalid_api_key", 401)
             except RequestError as error:
-                await refusal(error)(scope, receive, send)
+                await unread(refusal(error))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

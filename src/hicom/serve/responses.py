@@ -93,6 +93,12 @@ def refusal(error: Exception) -> Response:
     return error_response(str(error), 400)
 
 
+def unread(response: Response) -> Response:
+    """Return a response to a request whose body was not read: what comes behind is not to be taken for a request."""
+    response.headers["connection"] = "close"
+    return response
+
+
 def error_response(
     message: str, status: int, param: str | None = None, code: str = "invalid_request", kind: str = ""
 ) -> Response:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .media import MediaLimits
 from .memory import Hold, Memory
 from .requests import RequestError, RequestLimits, check_counts, split_fields
-from .responses import check_form, has_key, parse_json, read_bytes, refusal
+from .responses import check_form, has_key, parse_json, read_bytes, refusal, unread
 
 VARIABLE = "HICOM_SERVE"
 CHAT = "/v1/chat/completions"
@@ -102,7 +102,7 @@ class RequestGuard:
             try:
                 content = await self.read(Request(scope, receive), hold)
             except RequestError as error:
-                await refusal(error)(scope, receive, send)
+                await unread(refusal(error))(scope, receive, send)
                 return
             except ClientDisconnect:
                 return
