@@ -38,3 +38,10 @@ def scale(frame: VideoFrame, width: int, height: int, reformatter: VideoReformat
 def count_indexed(stream: VideoStream) -> int | None:
     """Return how many packets a file's index holds, without those that an edit list cuts away; None: PyAV hides it."""
     return len(stream.index_entries) if _VERSION >= 17 else None
+
+
+def index_entries(stream: VideoStream) -> list[tuple[int, int, int, int]]:
+    """Return decoding time, position, size and flags of every packet in a file's index; none where PyAV hides them."""
+    if _VERSION < 17:
+        return []
+    return [(entry.timestamp, entry.pos, entry.size, entry.flags) for entry in stream.index_entries]
