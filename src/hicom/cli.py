@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hicom.serve.media import MediaLimits
     from hicom.serve.requests import RequestLimits
     from hicom.train import Chain, TrainConfig
+    from hicom.video import FrameReader
     from hicom.world.dataset import World
 
 Row = tuple[str, str]
@@ -135,10 +136,10 @@ class FrameOptions:
     snap: Annotated[Literal["exact", "keyframe"] | None, arg(help_behavior_hint="")] = None
     """keyframe: the key frames nearest to the chosen ones, which decode much faster; their times are in --json"""
 
-    def encode(self, chat: VideoChat, source: str, **options: Any) -> EncodedVideo:
-        """Return the video `source`, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
-        with progress(f"watching {source}"):
-            video = chat.encode(source, **given(self), **options)
+    def encode(self, chat: VideoChat, opened: FrameReader, **options: Any) -> EncodedVideo:
+        """Return a video, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
+        with progress(f"watching {opened.source}"):
+            video = chat.encode(opened, **given(self), **options)
         if caution := chat.caution(video):
             print(f"note: {caution}", file=sys.stderr)
         return video
@@ -192,11 +193,11 @@ def ask(
         verbose: also print the video's facts, the visual tokens and the seconds each part took.
         as_json: print all of that as JSON.
     """
-    from hicom.video import probe
+    from hicom.video import open_frames
 
     if not question.strip():
         raise ValueError("the question is empty")
-    probe(video)  # what is wrong with it should be said before a large model is loaded
+    opened = open_frames(video)  # what is wrong with it should be said before a large model is loaded
     chat = model.load_model()
     keywords = answer.keywords()
     options: dict[str, Any] = {}
@@ -206,7 +207,7 @@ def ask(
             raise ValueError("--low-memory is steered by the question; leave --instruction out")
         options = {"keep_features": False, "questions": [question], "window": answer.window}
         options["max_visual_tokens"] = keywords.pop("max_visual_tokens", None)
-    encoded = frames.encode(chat, video, **options)
+    encoded = frames.encode(chat, opened, **options)
     if low_memory:
         ((steering, _),) = encoded.tokens.items()
         keywords |= {} if steering.window is None else {"window": steering.window}
@@ -235,11 +236,11 @@ def chat(
         frames: which frames of the video the model sees.
         answer: how the video is compressed and the answers are written.
     """
-    from hicom.video import probe
+    from hicom.video import open_frames
 
-    probe(video)
+    opened = open_frames(video)
     loaded = model.load_model()
-    encoded = frames.encode(loaded, video)
+    encoded = frames.encode(loaded, opened)
     conversation = loaded.conversation(encoded)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -280,18 +281,18 @@ def look(
         answer: how the video is compressed and the answer is written.
         as_json: print where each branch looks in each frame, as JSON.
     """
-    from hicom.video import probe
+    from hicom.video import open_frames
 
     if not question.strip():
         raise ValueError("the question is empty")
-    probe(video)
+    opened = open_frames(video)
     from hicom.look import check_output, save_look
     from hicom.look import look as look_at
 
     check_output(output)
     chat = model.load_model()
     with progress(f"looking at {video}"):
-        found = look_at(chat, video, question, **given(frames), **answer.keywords())
+        found = look_at(chat, opened, question, **given(frames), **answer.keywords())
     if found.caution:
         print(f"note: {found.caution}", file=sys.stderr)
     with progress(f"drawing {output}"):

@@ -31,7 +31,7 @@ from .model.instruction import extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures
 from .model.ops import Window
 from .model.processing import HIComProcessor
-from .video import FramesChanged, VideoInfo, read_frames
+from .video import FrameReader, FramesChanged, VideoInfo, read_frames
 
 FRAMES_PER_PASS = 32
 """Frames that the vision tower takes at once: bounds its memory, and is large enough to keep it busy."""
@@ -320,9 +320,9 @@ def encode_video(
         raise ValueError("questions are compressed for while encoding with keep_features=False only; else ask later")
     if keep_features and (window is not None or max_visual_tokens is not None):
         raise ValueError("window and max_visual_tokens are chosen when asking; with keep_features=False here")
-    key = None
+    key, given = None, source.source if isinstance(source, FrameReader) else source
     if cache is not None and keep_features:
-        key = cache_key(model, processor, source, choice)
+        key = cache_key(model, processor, given, choice)
     if key is None or cache is None:
         return _encode(model, processor, source, choice, questions, keep_features, window, max_visual_tokens)
     with cache.building(key):
@@ -330,7 +330,7 @@ def encode_video(
         entry = cache.read(key, model.device)
         if entry is not None:
             timings = {"decode": 0.0, "vision encoder": 0.0, "cache": time.perf_counter() - start}
-            return _from_entry(entry, model, timings, str(source) if not isinstance(source, bytes) else None)
+            return _from_entry(entry, model, timings, str(given) if not isinstance(given, bytes) else None)
         video = _encode(model, processor, source, choice, questions, keep_features, window, max_visual_tokens)
         cache.write(key, _to_entry(video))
     return video

@@ -193,7 +193,7 @@ class VideoChat:
         Both go on at once, in chunks, so that hours of video need no more memory than their features.
 
         Args:
-            source: anything `hicom.read_frames` reads.
+            source: anything `hicom.read_frames` reads, or what `hicom.video.open_frames` opened.
             num_frames: frames chosen uniformly; default the processor's. The other arguments as in `read_frames`.
             fps: frames a second instead.
             timestamps_s: explicit times instead, in seconds.

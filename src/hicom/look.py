@@ -32,7 +32,7 @@ from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
 from .square import Square
-from .video import VideoFrames, read_frames
+from .video import FrameReader, VideoFrames, open_frames, read_frames
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -141,7 +141,7 @@ def look(
 
     Args:
         chat: the model.
-        video: anything `hicom.read_frames` reads. It is decoded twice, once in the model's small size.
+        video: anything `hicom.read_frames` reads, opened or not. It is decoded twice, once in the model's small size.
         question: the question.
         num_frames: frames as in `VideoChat.encode`, and so are the three arguments below.
         fps: frames a second instead.
@@ -156,6 +156,7 @@ def look(
     Raises:
         ValueError: the video cannot be read, the question is empty, or the model's compressor has no attention.
     """
+    video = open_frames(video)  # its packets are read once for both
     encoded = chat.encode(video, num_frames=num_frames, fps=fps, start_s=start_s, end_s=end_s)
     answer = chat.ask(
         encoded, question, instruction=instruction, window=window, max_visual_tokens=max_visual_tokens, **kwargs
@@ -192,6 +193,8 @@ def look_at(
         ValueError: the model's compressor has no attention.
     """
     conditional, unconditional = attend(chat, encoded, question, instruction=instruction, window=window)
+    if isinstance(video, FrameReader) and isinstance(video.source, VideoFrames):
+        video = video.source
     if not isinstance(video, VideoFrames):
         video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)
     if chat.processor.image_aspect_ratio == "square":
