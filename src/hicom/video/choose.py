@@ -110,14 +110,15 @@ class Choice:
 
     def indices(self, clip: Clip) -> list[int]:
         """Return the indices, into the clip's times, of the frames to read, in the order to return them."""
+        keys = clip.keys if self.snap == "keyframe" else None  # first: finding them may change the times
         is_picture = isinstance(clip, Pictures) and len(clip.times_s) == 1
         chosen = self._exact(clip.times_s, clip.info.duration_s, self.repeat and not is_picture)
-        if self.snap == "exact":
+        if keys is None:
             return chosen
-        if len(clip.keys) == 0:
+        if len(keys) == 0:
             raise VideoError(f"{self.name}: it has no key frames; leave snap out, or convert it")
-        keys = nearest(clip.times_s, clip.keys, chosen)
-        return keys if self.timestamps_s is not None or self.repeat else sorted(set(keys))
+        near = nearest(clip.times_s, keys, chosen)
+        return near if self.timestamps_s is not None or self.repeat else sorted(set(near))
 
     def _exact(self, times_s: NDArray[np.float64], duration_s: float, repeat: bool) -> list[int]:
         # Containers round times to their clock (Matroska: to 1 ms): a frame counts as on screen half a tick early.

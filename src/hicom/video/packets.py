@@ -12,7 +12,12 @@ from av.video.stream import VideoStream
 
 
 class Packet(NamedTuple):
-    """What a packet says about the frame in it; times in ticks of the stream's clock."""
+    """What a packet says about the frame in it; times in ticks of the stream's clock.
+
+    A packet is known by its position among the packets of its stream, in the order of the file. A decoder gets that
+    number in place of the time, and gives it out again with the frame: whatever the times say, a frame is known by its
+    packet.
+    """
 
     pts: int | None
     dts: int | None
@@ -27,6 +32,12 @@ def describe_packet(packet: av.Packet[VideoStream], codec: str) -> Packet:
     # A VP8 packet may hold a picture for reference only: bit 4 of its header says whether it is shown (RFC 6386, 9.1).
     is_frame = not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
     return Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_frame, packet.is_corrupt)
+
+
+def numbered(packet: av.Packet[VideoStream], position: int) -> av.Packet[VideoStream]:
+    """Give a packet its position in place of its times, on the way into a decoder: it is the `pts` of its frame."""
+    packet.pts, packet.dts = position, None
+    return packet
 
 
 def container_name(name: str, format_name: str) -> str:

@@ -19,7 +19,7 @@ class Given:
 
     def __init__(self, video: VideoFrames) -> None:
         self._frames = video.frames
-        self.info, self.times_s = video.info, video.timestamps_s
+        self.info, self.times_s, self.tick_s = video.info, video.timestamps_s, 0.0
         self.keys = np.arange(len(self.times_s))
 
     def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
@@ -46,7 +46,7 @@ class Pictures:
             codec = Path(first).suffix.lower().removeprefix(".")
         elif isinstance(first, Image.Image) and first.format is not None:
             codec = first.format.lower()
-        self.times_s = np.arange(len(pictures)) / fps
+        self.times_s, self.tick_s = np.arange(len(pictures)) / fps, 1 / fps
         self.keys = np.arange(len(pictures))
         height, width = self._pixels(0, None).shape[:2]
         self.info = VideoInfo(
@@ -93,7 +93,7 @@ class Animation:
         self._name, self._image = name, image
         durations_s = [self._duration_s(index) for index in range(image.n_frames)]
         ends_s = np.cumsum(durations_s)
-        self.times_s = ends_s - durations_s
+        self.times_s, self.tick_s = ends_s - durations_s, 0.001
         self.keys = np.arange(len(durations_s))
         self.info = VideoInfo(
             name=name,
