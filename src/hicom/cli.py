@@ -138,7 +138,7 @@ class FrameOptions:
 
     def encode(self, chat: VideoChat, opened: FrameReader, **options: Any) -> EncodedVideo:
         """Return a video, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
-        with progress(f"watching {opened.source}"):
+        with progress(f"watching {opened.info.name}"):
             video = chat.encode(opened, **given(self), **options)
         if caution := chat.caution(video):
             print(f"note: {caution}", file=sys.stderr)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +34,9 @@ from numpy.typing import NDArray
 
 from .. import pyav
 from ..square import Square
+from .cursor import Cursor, Cursors, Lost, Table
 from .damage import is_complete, tagged_duration_s
+from .index import read_index
 from .packets import Packet, container_name, describe_packet, describe_stream, numbered
 from .pictures import fit, squared
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
@@ -53,6 +56,11 @@ class Video:
 
     def __init__(self, file: Path | IO[bytes], name: str) -> None:
         self._file, self._name = file, name
+        self._load(may_index=True)
+
+    def _load(self, may_index: bool) -> None:
+        """Find out what there is; `may_index` takes what the packets say from an index, where there is one."""
+        name = self._name
         self._num_errors = 0
         self._num_empty = 0
         self._is_whole = False  # whether everything has to be decoded to read anything
@@ -60,10 +68,16 @@ class Video:
         with self._opened() as (container, stream):
             codec = stream.codec_context.codec
             self._packets: list[Packet] = []
+            indexed: list[Packet] | None = None
             for packet in self._demux(container, stream):
                 self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
                     frame = next(iter(self._decode(stream, numbered(packet, len(self._packets) - 1))), None)
+                    if frame is not None and may_index and self._num_errors == 0:
+                        indexed = read_index(self._file, container, stream, self._packets)
+                        if indexed is not None:
+                            self._packets = indexed
+                            break
             if frame is None:
                 frame = next(iter(self._decode(stream, None)), None)
             if not self._packets:
@@ -73,9 +87,7 @@ class Video:
             self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
             self.tick_s = float(stream.time_base or 1 / self._rate)
             self._orientation = _orientation(frame)
-            stamps = {packet.pts for packet in self._packets}
-            is_unique = None not in stamps and len(stamps) == len(self._packets)
-            self._can_seek = container.format.name.startswith(("mov,", "matroska,")) and is_unique
+            self._table = Table(self._packets, codec.canonical_name, is_read=indexed is None)
             self._num_lost = self._count_lost(container, stream)
             turned = self._orientation[0]
             self.info = VideoInfo(
@@ -115,17 +127,20 @@ class Video:
         decodable = self._order[self._order.index(first) :]
         self._set_frames(self._order, {position for position in decodable if not packets[position].is_corrupt})
 
-    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
-        """Yield the frames `indices`; see `Clip`."""
+    def frames(
+        self, indices: list[int], size: int | Square | None, cursors: Cursors | None = None
+    ) -> Iterator[tuple[int, Pixels]]:
+        """Yield the frames `indices`; see `Clip`. `cursors` are open files to go on with."""
         reformatter = VideoReformatter()
         wanted = Wanted(indices, self._frames, self._ranks)
         spans = [(0, len(self._packets) - 1)] if self._is_whole else self._spans(indices)
-        for frame in self._run(spans, None if self._is_whole else wanted.positions):
-            index = wanted.take(frame.pts)
-            if index is not None:
-                yield index, self._pixels(frame, size, reformatter)
-            if self._is_whole and wanted.is_done():
-                return
+        with self._losing():
+            for frame in self._run(spans, None if self._is_whole else wanted.positions, cursors=cursors):
+                index = wanted.take(frame.pts)
+                if index is not None:
+                    yield index, self._pixels(frame, size, reformatter)
+                if self._is_whole and wanted.is_done():
+                    return
         if not wanted.is_done():
             self._decode_whole()
 
@@ -133,12 +148,18 @@ class Video:
         """Whether most of `indices` lie in groups of pictures of their own, so that few are decoded twice in pieces."""
         return not self._is_whole and 2 * len(self._spans(sorted(set(indices)))) > len(set(indices))
 
-    def read(self, indices: list[int], size: int | Square | None, put: Callable[[int, Pixels], None]) -> None:
+    def read(
+        self,
+        indices: list[int],
+        size: int | Square | None,
+        put: Callable[[int, Pixels], None],
+        cursors: Cursors | None = None,
+    ) -> None:
         """Give `put` all that `frames` yields, but in any order and from several threads at a time."""
         spans = [] if self._is_whole else self._spans(indices)
         num_workers = min(_num_threads(_MAX_THREADS), len(spans)) if self._can_reopen() else 1
         if num_workers <= 1:
-            for index, pixels in self.frames(indices, size):
+            for index, pixels in self.frames(indices, size, cursors):
                 put(index, pixels)
             return
         # All that threads share: each span is of one of them, and what they count besides only matters in a scan.
@@ -154,14 +175,15 @@ class Video:
             reformatter = VideoReformatter()
             try:
                 # Decoders of one thread each waste the least: nothing is decoded ahead, none waits for another.
-                for frame in self._run(take(), wanted.positions, _num_threads(_MAX_THREADS) // num_workers):
+                num_threads = _num_threads(_MAX_THREADS) // num_workers
+                for frame in self._run(take(), wanted.positions, num_threads, cursors):
                     index = wanted.take(frame.pts)
                     if index is not None:
                         put(index, self._pixels(frame, size, reformatter))
             finally:
                 left.clear()  # after a failure the others have nothing left to begin
 
-        with ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
+        with self._losing(), ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
             try:
                 for worker in [pool.submit(work) for _ in range(num_workers)]:
                     worker.result()
@@ -169,6 +191,18 @@ class Video:
                 left.clear()  # also where the caller is interrupted while it waits
         if not wanted.is_done():
             self._decode_whole()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Choose again where what is read is not what was to be there, after looking at the packets themselves."""
+        try:
+            yield
+        except Lost:
+            if self._table.is_read:
+                self._table.can_seek = False
+            else:
+                self._load(may_index=False)
+            raise ChooseAgain from None
 
     # The frames there are
 
@@ -354,32 +388,36 @@ class Video:
         return (keys[key] if key >= 0 else 0), position
 
     def _run(
-        self, spans: Iterable[tuple[int, int]], wanted: frozenset[int] | None = None, num_threads: int = _MAX_THREADS
+        self,
+        spans: Iterable[tuple[int, int]],
+        wanted: frozenset[int] | None = None,
+        num_threads: int = _MAX_THREADS,
+        cursors: Cursors | None = None,
     ) -> Iterator[VideoFrame]:
         """Decode spans of packets; with `wanted`, skip what neither the frames of these packets nor others need."""
-        positions = {packet.pts: position for position, packet in enumerate(self._packets)}
-        with self._opened(_num_threads(num_threads)) as (container, stream):
-            context = stream.codec_context
-            if wanted is None:
-                context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
-            packets: Iterator[tuple[int, av.Packet[VideoStream]]] = enumerate(self._demux(container, stream))
-            position = -1
+        opened = partial(self._opened, _num_threads(num_threads))
+        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, _SEEK_PACKETS))
+        is_done = False
+        try:
             for first, last in spans:
-                if self._can_seek and first - position > _SEEK_PACKETS:
-                    container.seek(self._packets[first].pts or 0, stream=stream)
-                    packets = ((positions[packet.pts], packet) for packet in self._demux(container, stream))
-                is_started = False
-                for position, packet in packets:
-                    is_started = is_started or position == first
-                    if is_started:
-                        # The first packet is needed anyway; some decoders read this setting only when they open.
-                        is_needed = wanted is None or position == first or position in wanted
-                        context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-                        yield from self._decode(stream, numbered(packet, position))
+                for position, packet in cursor.packets_from(first):
+                    context = cursor.stream.codec_context
+                    if wanted is None and position == 0:
+                        context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
+                    # The first packet is needed anyway; some decoders read this setting only when they open.
+                    is_needed = wanted is None or position == first or position in wanted
+                    context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                    yield from self._decode(cursor.stream, numbered(packet, position))
                     if position >= last:
                         break
-                yield from self._decode(stream, None)
-                context.flush_buffers()
+                yield from self._decode(cursor.stream, None)
+                cursor.stream.codec_context.flush_buffers()
+            is_done = True
+        finally:
+            if is_done and cursors is not None:
+                cursors.give(cursor)
+            else:
+                cursor.close()
 
     def _pixels(self, frame: VideoFrame, size: int | Square | None, reformatter: VideoReformatter) -> Pixels:
         is_turned, flip_x, flip_y = self._orientation

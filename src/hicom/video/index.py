@@ -11,10 +11,11 @@ import io
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, NamedTuple
 
 import numpy as np
 from av.container import InputContainer
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from .. import pyav
 from .index_keys import Doubt, Read, find_keys
+from .packets import Packet
 
 # The sample entries of codecs of which we know how FFmpeg's parsers find further key frames.
 _CODECS = {"h264": (b"avc1", b"avc3"), "hevc": (b"hvc1", b"hev1")}
@@ -42,18 +44,18 @@ class Index(NamedTuple):
     pos: NDArray[np.int64]  # of the packet's first byte in the file
     size: NDArray[np.int64]  # in bytes
 
-    def row(self, position: int) -> Row:
-        """Return what one packet says."""
-        pts, dts, duration, is_key, pos, size = (column[position].item() for column in self)
-        return pts, dts, duration, is_key, pos, size
-
-
-Row: TypeAlias = "tuple[int | None, int | None, int, bool, int | None, int]"  # of the index
+    def packets(self) -> list[Packet]:
+        """Return what each packet says."""
+        pts, dts, duration, is_key, pos, size = (column.tolist() for column in self)
+        return [
+            Packet(*row)
+            for row in zip(pts, dts, duration, is_key, repeat(True), repeat(False), pos, size, strict=False)
+        ]
 
 
 def read_index(
-    file: Path | IO[bytes], container: InputContainer, stream: VideoStream, seen: Sequence[Row]
-) -> Index | None:
+    file: Path | IO[bytes], container: InputContainer, stream: VideoStream, seen: list[Packet]
+) -> list[Packet] | None:
     """Return what the packets of `stream` will say, or None where only reading them tells.
 
     Args:
@@ -69,11 +71,10 @@ def read_index(
         return None
     try:
         with _reading(file) as (read, num_bytes):
-            index = _checked(read, num_bytes, stream, np.array(known, np.int64))
+            packets = _checked(read, num_bytes, stream, np.array(known, np.int64)).packets()
     except (Doubt, OSError, struct.error):
         return None
-    same = len(seen) <= len(known) and all(row == index.row(position) for position, row in enumerate(seen))
-    return index if same else None
+    return packets if packets[: len(seen)] == seen else None
 
 
 def _checked(read: Read, num_bytes: int, stream: VideoStream, entries: NDArray[np.int64]) -> Index:

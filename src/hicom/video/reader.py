@@ -13,6 +13,7 @@ import numpy as np
 
 from ..square import Square
 from .choose import Choice, check_count, split_bounds
+from .cursor import Cursors
 from .decode import Video
 from .pictures import Given
 from .sources import name_of, open_clip
@@ -165,11 +166,12 @@ class FrameReader:
 
     def read(self) -> VideoFrames:
         """Return all chosen frames; see `read_frames`."""
-        try:
-            result = _read(self.clip, self._indices, self._size)
-        except ChooseAgain:
-            self._choose()
-            result = _read(self.clip, self._indices, self._size)
+        while True:
+            try:
+                result = _read(self.clip, self._indices, self._size)
+                break
+            except ChooseAgain:  # at most three times: without an index, without seeking, and once all was decoded
+                self._choose()
         self._warn(stacklevel=4)  # of who called `read_frames`
         return result
 
@@ -190,8 +192,10 @@ class FrameReader:
                 while chunk := [pixels for _, pixels in islice(frames, num_frames)]:
                     yield np.stack(chunk)
             else:
-                for first in range(0, len(self._indices), num_frames):
-                    yield _read(self.clip, self._indices[first : first + num_frames], self._size).frames
+                with Cursors() as cursors:
+                    for first in range(0, len(self._indices), num_frames):
+                        chosen = self._indices[first : first + num_frames]
+                        yield _read(self.clip, chosen, self._size, cursors).frames
         except ChooseAgain:
             self._choose()
             raise FramesChanged from None
@@ -207,7 +211,7 @@ class FrameReader:
             warnings.warn(text, VideoWarning, stacklevel)
 
 
-def _read(clip: Clip, indices: list[int], size: int | Square | None) -> VideoFrames:
+def _read(clip: Clip, indices: list[int], size: int | Square | None, cursors: Cursors | None = None) -> VideoFrames:
     places: dict[int, list[int]] = {}
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
@@ -227,7 +231,7 @@ def _read(clip: Clip, indices: list[int], size: int | Square | None) -> VideoFra
             frames[place] = frame
 
     if isinstance(clip, Video):
-        clip.read(sorted(places), size, put)
+        clip.read(sorted(places), size, put, cursors)
     else:
         for index, frame in clip.frames(sorted(places), size):
             put(index, frame)
