@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from .. import pyav
 from ..square import Square
 from .damage import is_complete, tagged_duration_s
-from .packets import Packet, container_name, describe_packet, describe_stream, numbered
+from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
 from .pictures import fit, squared
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
 from .types import ChooseAgain, Pixels, VideoError, VideoInfo
@@ -60,7 +60,9 @@ class Video:
         with self._opened() as (container, stream):
             codec = stream.codec_context.codec
             self._packets: list[Packet] = []
+            self._states = States()
             for packet in self._demux(container, stream):
+                self._states.add(len(self._packets), packet)
                 self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
                     frame = next(iter(self._decode(stream, numbered(packet, len(self._packets) - 1))), None)
@@ -92,11 +94,14 @@ class Video:
                 streams=tuple(describe_stream(each) for each in container.streams),
             )
             self._is_slotted = container.format.name == "avi"
+            is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
         self._stamps = stamps_of(self._packets, self._is_slotted)
-        self._key_positions = [position for position, packet in enumerate(self._packets) if packet.is_key]
+        # Where what packets change in the decoder is not told, none is left out.
+        self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
         self._order: list[int] | None = None  # the packets in the order of presentation, once that is known
         self._ranks: Ranks | None = None
         self._find_frames(codec.reorder, frame.pts or 0)
+        self._scaled(frame, 16, 16, VideoReformatter())  # an error now rather than after a model was loaded
 
     def _find_frames(self, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
@@ -370,7 +375,9 @@ class Video:
                     packets = ((positions[packet.pts], packet) for packet in self._demux(container, stream))
                 is_started = False
                 for position, packet in packets:
-                    is_started = is_started or position == first
+                    if position == first:
+                        is_started = True
+                        self._states.bring(position, packet)
                     if is_started:
                         # The first packet is needed anyway; some decoders read this setting only when they open.
                         is_needed = wanted is None or position == first or position in wanted
@@ -386,10 +393,18 @@ class Video:
         width, height = fit(self.info.width, self.info.height, size)
         if is_turned:
             width, height = height, width
-        pixels = np.asarray(pyav.scale(frame, width, height, reformatter).to_ndarray(), np.uint8)
+        pixels = np.asarray(self._scaled(frame, width, height, reformatter).to_ndarray(), np.uint8)
         if is_turned:
             pixels = pixels.transpose(1, 0, 2)
         return squared(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1], size)
+
+    def _scaled(self, frame: VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> VideoFrame:
+        try:
+            return pyav.scale(frame, width, height, reformatter)
+        except (av.error.FFmpegError, OSError) as error:  # not all of them are errors of PyAV
+            kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
+            text = f"its colours, {kind}, cannot be converted; convert it to BT.709 ({error.strerror})"
+            raise VideoError(f"{self._name}: {text}") from error
 
 
 def _num_threads(most: int) -> int:
