@@ -93,6 +93,7 @@ class Video:
                 has_audio=len(container.streams.audio) > 0,
                 streams=tuple(describe_stream(each) for each in container.streams),
             )
+            is_reordered = stream.codec_context.has_b_frames
             self._is_slotted = container.format.name == "avi"
             is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
         self._stamps = stamps_of(self._packets, self._is_slotted)
@@ -100,19 +101,19 @@ class Video:
         self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
         self._order: list[int] | None = None  # the packets in the order of presentation, once that is known
         self._ranks: Ranks | None = None
-        self._find_frames(codec.reorder, frame.pts or 0)
+        self._find_frames(codec.reorder, is_reordered, frame.pts or 0)
         self._scaled(frame, 16, 16, VideoReformatter())  # an error now rather than after a model was loaded
 
-    def _find_frames(self, is_reordered: bool, first: int) -> None:
+    def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
         # What FFmpeg tells of AVI with frames that are not in the order of the file are guesses.
-        if self._is_slotted and is_reordered and any(packet.pts != packet.dts for packet in packets):
+        if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
             every = list(range(len(packets)))
             self._ranks = Ranks(every, self._key_positions)
             self._set_frames(every, set(every))
             return
-        self._order = order_by_stamps(packets, is_reordered)
+        self._order = order_by_stamps(packets, can_reorder, is_reordered)
         if self._order is None:
             self._scan()
             return
