@@ -13,6 +13,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 _VERSION = int(av.__version__.split(".")[0])
+TELLS_STATE = _VERSION >= 16  # whether the side data of packets can be seen
+# What a packet may bring for all that follow it: colours, or a new header, which changes the size or how to decode.
+_STATE: tuple[Any, ...] = ("palette", "new_extradata", "param_change")
 
 
 def open_input(file: Path | IO[bytes], options: dict[str, str]) -> InputContainer:
@@ -45,3 +48,15 @@ def index_entries(stream: VideoStream) -> list[tuple[int, int, int, int]]:
     if _VERSION < 17:
         return []
     return [(entry.timestamp, entry.pos, entry.size, entry.flags) for entry in stream.index_entries]
+
+
+def decoder_state(packet: av.Packet[VideoStream]) -> dict[str, Any]:
+    """Return what a packet changes in a decoder for the packets after it, by kind; empty where PyAV hides it."""
+    if not TELLS_STATE:
+        return {}
+    return {kind: packet.get_sidedata(kind) for kind in _STATE if packet.has_sidedata(kind)}
+
+
+def bring_state(packet: av.Packet[VideoStream], state: Any) -> None:
+    """Let a packet bring what `decoder_state` returned for another one, so that the decoder has it for this one."""
+    packet.set_sidedata(state)

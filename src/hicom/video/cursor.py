@@ -118,12 +118,13 @@ class Cursor:
         Raises:
             Lost: they are not those of the table.
         """
+        if first < self._next:
+            self._restart()  # with a decoder that knows nothing of later packets
         landed = None
-        is_far = first < self._next or first - self._next >= self._seek_packets
-        if is_far and self._table.can_seek:
+        if first - self._next >= self._seek_packets and self._table.can_seek:
             landed = self._seek(first)
-        if landed is None and (first < self._next or (is_far and self._is_sought)):
-            self._restart()
+            if landed is None:
+                self._restart()
         if landed is not None and self._next > first:
             yield first, landed
         for packet in self._packets:

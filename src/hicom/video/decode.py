@@ -37,7 +37,7 @@ from ..square import Square
 from .cursor import Cursor, Cursors, Lost, Table
 from .damage import is_complete, tagged_duration_s
 from .index import read_index
-from .packets import Packet, container_name, describe_packet, describe_stream, numbered
+from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
 from .pictures import fit, squared
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
 from .types import ChooseAgain, Pixels, VideoError, VideoInfo
@@ -69,7 +69,9 @@ class Video:
             codec = stream.codec_context.codec
             self._packets: list[Packet] = []
             indexed: list[Packet] | None = None
+            self._states = States()
             for packet in self._demux(container, stream):
+                self._states.add(len(self._packets), packet)
                 self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
                     frame = next(iter(self._decode(stream, numbered(packet, len(self._packets) - 1))), None)
@@ -103,23 +105,27 @@ class Video:
                 has_audio=len(container.streams.audio) > 0,
                 streams=tuple(describe_stream(each) for each in container.streams),
             )
+            is_reordered = stream.codec_context.has_b_frames
             self._is_slotted = container.format.name == "avi"
+            is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
         self._stamps = stamps_of(self._packets, self._is_slotted)
-        self._key_positions = [position for position, packet in enumerate(self._packets) if packet.is_key]
+        # Where what packets change in the decoder is not told, none is left out.
+        self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
         self._order: list[int] | None = None  # the packets in the order of presentation, once that is known
         self._ranks: Ranks | None = None
-        self._find_frames(codec.reorder, frame.pts or 0)
+        self._find_frames(codec.reorder, is_reordered, frame.pts or 0)
+        self._scaled(frame, 16, 16, VideoReformatter())  # an error now rather than after a model was loaded
 
-    def _find_frames(self, is_reordered: bool, first: int) -> None:
+    def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
         # What FFmpeg tells of AVI with frames that are not in the order of the file are guesses.
-        if self._is_slotted and is_reordered and any(packet.pts != packet.dts for packet in packets):
+        if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
             every = list(range(len(packets)))
             self._ranks = Ranks(every, self._key_positions)
             self._set_frames(every, set(every))
             return
-        self._order = order_by_stamps(packets, is_reordered)
+        self._order = order_by_stamps(packets, can_reorder, is_reordered)
         if self._order is None:
             self._scan()
             return
@@ -404,6 +410,8 @@ class Video:
                     context = cursor.stream.codec_context
                     if wanted is None and position == 0:
                         context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
+                    if position == first:
+                        self._states.bring(position, packet)
                     # The first packet is needed anyway; some decoders read this setting only when they open.
                     is_needed = wanted is None or position == first or position in wanted
                     context.skip_frame = "DEFAULT" if is_needed else "NONREF"
@@ -424,10 +432,18 @@ class Video:
         width, height = fit(self.info.width, self.info.height, size)
         if is_turned:
             width, height = height, width
-        pixels = np.asarray(pyav.scale(frame, width, height, reformatter).to_ndarray(), np.uint8)
+        pixels = np.asarray(self._scaled(frame, width, height, reformatter).to_ndarray(), np.uint8)
         if is_turned:
             pixels = pixels.transpose(1, 0, 2)
         return squared(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1], size)
+
+    def _scaled(self, frame: VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> VideoFrame:
+        try:
+            return pyav.scale(frame, width, height, reformatter)
+        except (av.error.FFmpegError, OSError) as error:  # not all of them are errors of PyAV
+            kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
+            text = f"its colours, {kind}, cannot be converted; convert it to BT.709 ({error.strerror})"
+            raise VideoError(f"{self._name}: {text}") from error
 
 
 def _num_threads(most: int) -> int:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 Read = Callable[[int, int], bytes]  # bytes of a file: from which on, how many
 
-_HEAD = 16  # bytes read of every packet
+_HEAD = 6  # bytes looked at of every packet: the length of its first unit, and the unit's head
+_BLOCK = 1 << 20  # bytes read at once
+_PACKET = 1 << 14  # bytes on average, up to which reading past packets is cheaper than reading each by itself
 _MAX_UNITS = 64  # of one packet, before its picture
 _MAX_MESSAGES = 1 << 16  # bytes of a unit of messages
 
@@ -33,9 +35,7 @@ def find_keys(read: Read, context: VideoCodecContext, places: list[tuple[int, in
     extra = context.extradata or b""
     if len(extra) < 23 - 16 * is_h264 or extra[0] != 1 or extra[4 if is_h264 else 21] & 3 != 3:
         raise Doubt  # a unit begins with its length in 4 bytes, nearly everywhere
-    heads = np.frombuffer(b"".join(read(first, _HEAD).ljust(_HEAD, b"\0") for first, _ in places), np.uint8)
-    kind = heads.reshape(-1, _HEAD)[:, 4]
-    layer = heads.reshape(-1, _HEAD)[:, 5]
+    kind, layer = _heads(read, np.array(places, np.int64)[:, 0])
     if is_h264:
         is_picture, is_key = (kind & 31 == 1) | (kind & 31 == 5), kind & 31 == 5
     else:
@@ -45,6 +45,25 @@ def find_keys(read: Read, context: VideoCodecContext, places: list[tuple[int, in
     for number in np.flatnonzero(~is_picture).tolist():
         is_key[number] = begins(read, *places[number])
     return is_key
+
+
+def _heads(read: Read, firsts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the first two bytes of the first unit of all packets, which begin at these bytes of the file."""
+    result = np.zeros((len(firsts), _HEAD), np.uint8)
+    order = np.argsort(firsts)
+    at = 0
+    while at < len(order):
+        first = int(firsts[order[at]])
+        # Of small packets many lie in one block; of others each is read by itself.
+        near = order[at : at + int(np.searchsorted(firsts[order[at:]], first + _BLOCK))]
+        if len(near) * _PACKET < _BLOCK:
+            near = near[:1]
+        data = read(first, int(firsts[near[-1]]) + _HEAD - first)
+        block = np.zeros(int(firsts[near[-1]]) + _HEAD - first, np.uint8)
+        block[: len(data)] = np.frombuffer(data, np.uint8)
+        result[near] = block[(firsts[near] - first)[:, None] + np.arange(_HEAD)]
+        at += len(near)
+    return result[:, 4], result[:, 5]
 
 
 def _units(read: Read, first: int, size: int) -> Iterator[tuple[bytes, int, int]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 from av.audio.stream import AudioStream
 from av.stream import Stream
 from av.video.stream import VideoStream
+
+from .. import pyav
 
 
 class Packet(NamedTuple):
@@ -49,6 +52,33 @@ def numbered(packet: av.Packet[VideoStream], position: int) -> av.Packet[VideoSt
     """Give a packet its position in place of its times, on the way into a decoder: it is the `pts` of its frame."""
     packet.pts, packet.dts = position, None
     return packet
+
+
+class States:
+    """What packets change in a decoder for those after them: palettes, new headers.
+
+    A decoder that starts at a later packet needs the last of each kind before it.
+    """
+
+    def __init__(self) -> None:
+        self._changes: dict[str, list[tuple[int, Any]]] = {}  # by kind: from which packet on
+
+    def add(self, position: int, packet: av.Packet[VideoStream]) -> None:
+        """Note what the next packet of the file changes."""
+        for kind, state in pyav.decoder_state(packet).items():
+            changes = self._changes.setdefault(kind, [])
+            if not changes or bytes(changes[-1][1]) != bytes(state):  # some containers repeat it
+                changes.append((position, state))
+
+    def bring(self, position: int, packet: av.Packet[VideoStream]) -> None:
+        """Let a packet bring what it and those before it changed, for a decoder that may have left them out.
+
+        FLV has changes in tags of their own: a packet that is sought does not even bring its own.
+        """
+        for changes in self._changes.values():
+            number = bisect_right(changes, position, key=lambda change: change[0]) - 1
+            if number >= 0:
+                pyav.bring_state(packet, changes[number][1])
 
 
 def container_name(name: str, format_name: str) -> str:

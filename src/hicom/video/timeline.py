@@ -43,18 +43,24 @@ def stamps_of(packets: Sequence[Packet], is_slotted: bool) -> list[int | None]:
     return [packet.dts if is_slotted else packet.pts for packet in packets]
 
 
-def order_by_stamps(packets: Sequence[Packet], is_reordered: bool) -> list[int] | None:
+def order_by_stamps(packets: Sequence[Packet], can_reorder: bool, is_reordered: bool) -> list[int] | None:
     """Return the packets in the order of presentation; None: only a decoder can tell.
 
     Args:
         packets: of the stream, in the order of the file.
-        is_reordered: whether the codec may show frames in another order than that of the file.
+        can_reorder: whether the codec may show frames in another order than that of the file.
+        is_reordered: whether the stream says that it does.
     """
+    in_file = list(range(len(packets)))
+    if not can_reorder:
+        is_reordered = False
     stamps = [packet.pts for packet in packets]
     dts = [packet.dts for packet in packets if packet.dts is not None]
     if None not in stamps and len(set(stamps)) == len(stamps) and all(a <= b for a, b in pairwise(dts)):
-        return sorted(range(len(packets)), key=lambda position: stamps[position] or 0)
-    return None if is_reordered else list(range(len(packets)))
+        order = sorted(in_file, key=lambda position: stamps[position] or 0)
+        if is_reordered or order == in_file:
+            return order
+    return None if can_reorder else in_file
 
 
 def order_by_decoder(num_packets: int, decoded: Iterable[int]) -> list[int]:
