@@ -170,31 +170,43 @@ class Video:
             return
         # All that threads share: each span is of one of them, and what they count besides only matters in a scan.
         wanted = Wanted(indices, self._frames, self._ranks)
-        left = deque(spans)
+        shares = _shares(spans, num_workers)
 
-        def take() -> Iterator[tuple[int, int]]:
-            with suppress(IndexError):
+        def take(own: deque[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+            last = -1
+            with suppress(IndexError):  # nothing is left
                 while True:
-                    yield left.popleft()
+                    # Who is done helps where most is left, but goes back in the file for nobody.
+                    most = own or max(shares, key=len)
+                    if most is not own and most[-1][0] < last:
+                        return
+                    span = most.popleft() if most is own else most.pop()
+                    last = span[1]
+                    yield span
 
-        def work() -> None:
+        def stop() -> None:
+            for share in shares:
+                share.clear()
+
+        def work(own: deque[tuple[int, int]]) -> None:
             reformatter = VideoReformatter()
             try:
                 # Decoders of one thread each waste the least: nothing is decoded ahead, none waits for another.
                 num_threads = _num_threads(_MAX_THREADS) // num_workers
-                for frame in self._run(take(), wanted.positions, num_threads, cursors):
+                for frame in self._run(take(own), wanted.positions, num_threads, cursors):
                     index = wanted.take(frame.pts)
                     if index is not None:
                         put(index, self._pixels(frame, size, reformatter))
-            finally:
-                left.clear()  # after a failure the others have nothing left to begin
+            except BaseException:
+                stop()  # the others have nothing left to begin
+                raise
 
         with self._losing(), ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
             try:
-                for worker in [pool.submit(work) for _ in range(num_workers)]:
+                for worker in [pool.submit(work, share) for share in shares]:
                     worker.result()
             finally:
-                left.clear()  # also where the caller is interrupted while it waits
+                stop()  # also where the caller is interrupted while it waits
         if not wanted.is_done():
             self._decode_whole()
 
@@ -444,6 +456,17 @@ class Video:
             kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
             text = f"its colours, {kind}, cannot be converted; convert it to BT.709 ({error.strerror})"
             raise VideoError(f"{self._name}: {text}") from error
+
+
+def _shares(spans: list[tuple[int, int]], num: int) -> list[deque[tuple[int, int]]]:
+    """Divide spans of packets so that all shares take about as long; each goes forward through the file."""
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(num)]
+    loads = [0] * num
+    for first, last in sorted(spans, key=lambda span: span[0] - span[1]):
+        least = loads.index(min(loads))
+        shares[least].append((first, last))
+        loads[least] += last - first + 1
+    return [deque(sorted(share)) for share in shares]
 
 
 def _num_threads(most: int) -> int:
