@@ -237,6 +237,17 @@ def test_avi_with_dropped_frames_has_the_times_of_its_slots(
         assert [SLOTS[number] / 20 for number in read_numbers(few.frames)] == few.timestamps_s.tolist()
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+@pytest.mark.usefixtures("no_scan")
+def test_asf_shows_frames_in_their_order(tmp_path: Path, codec: str) -> None:
+    path = write_video(tmp_path / "clip.wmv", 60, fps=25, codec=codec, codec_options={"bf": "2", "g": "12"})
+    clip = read_frames(path)
+    assert read_numbers(clip.frames) == list(range(60))
+    np.testing.assert_allclose(clip.timestamps_s, np.arange(60) / 25, atol=0.0011)
+    for number in (0, 1, 2, 11, 12, 13, 30, 59):
+        assert read_numbers(read_frames(path, timestamps_s=[number / 25]).frames) == [number]
+
+
 # Bounds and rates where the first frames do not decode
 
 

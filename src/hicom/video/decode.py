@@ -106,7 +106,7 @@ class Video:
                 streams=tuple(describe_stream(each) for each in container.streams),
             )
             is_reordered = stream.codec_context.has_b_frames
-            self._is_slotted = container.format.name == "avi"
+            self._is_slotted = container.format.name in ("avi", "asf")  # they store times of decoding alone
             is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
         self._stamps = stamps_of(self._packets, self._is_slotted)
         # Where what packets change in the decoder is not told, none is left out.
@@ -119,7 +119,7 @@ class Video:
     def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
-        # What FFmpeg tells of AVI with frames that are not in the order of the file are guesses.
+        # What FFmpeg tells of AVI and ASF with frames that are not in the order of the file are guesses.
         if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
             every = list(range(len(packets)))
             self._ranks = Ranks(every, self._key_positions)

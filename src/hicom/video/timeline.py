@@ -37,8 +37,8 @@ class TimeLine(NamedTuple):
 def stamps_of(packets: Sequence[Packet], is_slotted: bool) -> list[int | None]:
     """Return the stamp of each packet, None where it has none.
 
-    With `is_slotted` (AVI) the container numbers its slots and knows no times of presentation: those that FFmpeg shows
-    are guesses. The stamps are slots then, in the order of the file.
+    With `is_slotted` (AVI, ASF) the container does not say when its frames are shown, only that one is in each of the
+    slots that it numbers or times, in the order of the file: what FFmpeg tells beyond that are guesses.
     """
     return [packet.dts if is_slotted else packet.pts for packet in packets]
 
@@ -157,8 +157,8 @@ def _in_order(values: list[float]) -> list[float]:
 class Ranks:
     """Frames by their rank among those of their group of pictures, where only a decoder knows their order.
 
-    AVI says when something is shown, not what: frame k of the video is shown in slot k. Groups of pictures come out
-    one after the other, so its number is that of the group's first frame, and how many of the group came before it.
+    AVI and ASF say when something is shown, not what: frame k of the video is shown in slot k. Groups of pictures come
+    out one after the other, so its number is that of the group's first one, and how many of the group came before it.
     """
 
     def __init__(self, shown: list[int], keys: Sequence[int]) -> None:
