@@ -14,13 +14,13 @@ import math
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import av
 import av.error
@@ -28,6 +28,7 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -35,8 +36,8 @@ from numpy.typing import NDArray
 
 from .. import pyav
 from ..square import Square
+from .colour import Display, alpha_decoder
 from .packets import Packet, container_name, describe_packet, describe_stream
-from .pictures import fit, squared
 from .types import ChooseAgain, Pixels, VideoError, VideoInfo
 
 _MAX_THREADS = 8  # of one call, in total; every decoder holds up to 17 pictures for reference
@@ -58,13 +59,14 @@ class Video:
         frame: VideoFrame | None = None
         with self._opened() as (container, stream):
             codec = stream.codec_context.codec.canonical_name
+            context = alpha_decoder(stream, 1) or stream.codec_context
             self._packets: list[Packet] = []
             for packet in self._demux(container, stream):
                 self._packets.append(describe_packet(packet, codec))
                 if frame is None:
-                    frame = next(iter(self._decode(stream, packet)), None)
+                    frame = next(iter(self._decode(context, packet)), None)
             if frame is None:
-                frame = next(iter(self._decode(stream, None)), None)
+                frame = next(iter(self._decode(context, None)), None)
             if not self._packets:
                 raise VideoError(f"{name}: the video stream has no frames; record or download the file again")
             if frame is None:
@@ -73,10 +75,9 @@ class Video:
                 )
             self._time_base = float(stream.time_base or 0)
             self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
-            self._orientation = _orientation(frame)
+            self._display = Display.of(name, container.format.name, stream, frame)
             self._can_seek = container.format.name.startswith(("mov,", "matroska,"))
             self._num_declared = self._count_declared(container, stream)
-            turned = self._orientation[0]
             self.info = VideoInfo(
                 name=name,
                 container=container_name(name, container.format.name),
@@ -84,11 +85,13 @@ class Video:
                 duration_s=0.0,
                 num_frames=0,
                 fps=0.0,
-                width=frame.height if turned else frame.width,
-                height=frame.width if turned else frame.height,
-                rotation=round(frame.rotation),
+                width=self._display.width,
+                height=self._display.height,
+                rotation=self._display.rotation,
+                is_mirrored=self._display.is_mirrored,
                 has_audio=len(container.streams.audio) > 0,
                 streams=tuple(describe_stream(each) for each in container.streams),
+                notes=self._display.notes,
             )
             # AVI stores no presentation times: with reordered frames FFmpeg's guesses are those of other frames.
             is_guessed = container.format.name == "avi" and any(packet.pts != packet.dts for packet in self._packets)
@@ -113,14 +116,14 @@ class Video:
             numbers = {self._decoded[index]: index for index in indices}
             for number, frame in enumerate(self._run([(0, len(self._packets))])):
                 if number in numbers:
-                    yield numbers.pop(number), self._pixels(frame, size, reformatter)
+                    yield numbers.pop(number), self._display.pixels(frame, size, reformatter)
                 if not numbers:
                     return
             raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
         missing = {self._pts(self._frames[index]): index for index in indices}
         for frame in self._run(self._spans(indices), frozenset(missing)):
             if frame.pts in missing:
-                yield missing.pop(frame.pts), self._pixels(frame, size, reformatter)
+                yield missing.pop(frame.pts), self._display.pixels(frame, size, reformatter)
         if missing:
             self._scan()
             raise ChooseAgain
@@ -153,7 +156,7 @@ class Video:
                 # Decoders of one thread each waste the least: nothing is decoded ahead, none waits for another.
                 for frame in self._run(take(), wanted, _num_threads(_MAX_THREADS) // num_workers):
                     if frame.pts in missing:
-                        put(missing.pop(frame.pts), self._pixels(frame, size, reformatter))
+                        put(missing.pop(frame.pts), self._display.pixels(frame, size, reformatter))
             finally:
                 left.clear()  # after a failure the others have nothing left to begin
 
@@ -303,10 +306,10 @@ class Video:
         except av.error.FFmpegError:
             self._num_errors += 1  # what comes after cannot be read
 
-    def _decode(self, stream: VideoStream, packet: av.Packet[VideoStream] | None) -> list[VideoFrame]:
+    def _decode(self, context: VideoCodecContext, packet: av.Packet[VideoStream] | None) -> list[VideoFrame]:
         """Return the undamaged frames that come out after `packet` goes in; None for the last ones."""
         try:
-            frames = stream.codec_context.decode(packet)
+            frames = context.decode(packet)
         except av.error.FFmpegError:
             self._num_errors += 1
             return []
@@ -336,7 +339,7 @@ class Video:
         """Decode spans of packets; with `wanted`, skip what neither these time stamps nor other frames need."""
         positions = {packet.pts: position for position, packet in enumerate(self._packets)}
         with self._opened(_num_threads(num_threads)) as (container, stream):
-            context = stream.codec_context
+            context = alpha_decoder(stream, stream.codec_context.thread_count) or stream.codec_context
             if wanted is None:
                 context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
             packets: Iterator[tuple[int, av.Packet[VideoStream]]] = enumerate(self._demux(container, stream))
@@ -352,33 +355,13 @@ class Video:
                         # The first packet is needed anyway; some decoders read this setting only when they open.
                         is_needed = wanted is None or position == first or packet.pts in wanted
                         context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-                        yield from self._decode(stream, packet)
+                        yield from self._decode(context, packet)
                     if position >= last:
                         break
-                yield from self._decode(stream, None)
+                yield from self._decode(context, None)
                 context.flush_buffers()
-
-    def _pixels(self, frame: VideoFrame, size: int | Square | None, reformatter: VideoReformatter) -> Pixels:
-        is_turned, flip_x, flip_y = self._orientation
-        width, height = fit(self.info.width, self.info.height, size)
-        if is_turned:
-            width, height = height, width
-        pixels = np.asarray(pyav.scale(frame, width, height, reformatter).to_ndarray(), np.uint8)
-        if is_turned:
-            pixels = pixels.transpose(1, 0, 2)
-        return squared(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1], size)
 
 
 def _num_threads(most: int) -> int:
     # A container or a scheduler may have given this process fewer processors than the machine has.
     return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """Return whether to swap the axes and then to flip x and y, so that the picture stands upright."""
-    side_data: Mapping[Any, Any] = frame.side_data
-    if "DISPLAYMATRIX" not in side_data:
-        return False, False, False
-    # 16.16 fixed point: x' = a x + c y, y' = b x + d y. Angles between right ones go to the nearest.
-    a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5]
-    return (False, bool(a < 0), bool(d < 0)) if abs(a) >= abs(b) else (True, bool(c < 0), bool(b < 0))

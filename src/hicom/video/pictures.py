@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ..square import Square
+from .colour import fit, on_white, squared
 from .types import Picture, Pixels, VideoError, VideoFrames, VideoInfo
 
 
@@ -25,12 +26,6 @@ class Given:
     def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         """Yield the frames `indices`; see `Clip`."""
         yield from ((index, self._frames[index]) for index in indices)
-
-
-def fit(width: int, height: int, size: int | Square | None) -> tuple[int, int]:
-    """Return the width and height of a frame after scaling: its longer side has at most `size` pixels."""
-    scale = 1.0 if size is None or isinstance(size, Square) else min(1.0, size / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 class Pictures:
@@ -124,16 +119,8 @@ def image_pixels(image: Image.Image, where: str, size: int | Square | None) -> P
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        image = on_white(image)
         fitted = image.resize(fit(image.width, image.height, size), Image.Resampling.BICUBIC)
         return squared(np.asarray(fitted), size)
     except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         raise VideoError(f"{where} cannot be decoded: {error}") from error
-
-
-def squared(frame: Pixels, size: int | Square | None) -> Pixels:
-    """Return a frame as a square, where one is asked for."""
-    return size.make(frame) if isinstance(size, Square) else frame
