@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Literal, Protocol, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,20 @@ from PIL import Image
 
 from ..square import Square
 
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    from av.video.frame import VideoFrame
+    from torch import Tensor
+
 Pixels: TypeAlias = NDArray[np.uint8]
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | VideoFrame | Pixels | Tensor"
 T = TypeVar("T")
 Snap: TypeAlias = Literal["exact", "keyframe"]
-Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
+Source: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | mmap | IO[bytes] | Picture | Sequence[Picture] | "
+    "Iterator[Picture]"
+)
 
 
 class VideoError(ValueError):
