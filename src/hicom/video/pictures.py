@@ -56,18 +56,18 @@ class Given:
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
+def reading(where: str, verb: str = "decoded") -> Iterator[None]:
     """Turn whatever Pillow raises at a broken picture into a VideoError that begins with `where`."""
     try:
         yield
     except VideoError:
         raise
     except Image.DecompressionBombError as error:
-        raise VideoError(f"{where}: {error}") from error
+        raise VideoError(f"{where.rstrip(':')}: {error}") from error
     except MemoryError as error:
-        raise VideoError(f"{where} cannot be decoded: there is not enough memory for it") from error
+        raise VideoError(f"{where} cannot be {verb}: there is not enough memory for it") from error
     except _BROKEN as error:
-        raise VideoError(f"{where} cannot be decoded: {error or type(error).__name__}") from error
+        raise VideoError(f"{where} cannot be {verb}: {error or type(error).__name__}") from error
 
 
 # Opening files
@@ -97,7 +97,7 @@ def open_picture(file: IO[bytes], where: str, formats: Collection[str] | None = 
         VideoError: the picture is broken.
     """
     kind = heif_kind(file)[0]
-    with reading(where):
+    with reading(where, "read"):
         if kind == "heic":
             return _open_heic(file)
         if kind == "avif":
@@ -183,8 +183,7 @@ class Pictures:
             yield index, self._pixels(index, size)
 
     def _pixels(self, index: int, size: int | Square | None) -> Pixels:
-        where = f"{self._name}: frame {index}"
-        with self._loaded(index) as picture:
+        with self._loaded(index) as (picture, where):
             if isinstance(picture, VideoFrame):
                 return frame_pixels(picture, where, size)
             if isinstance(picture, Image.Image):
@@ -195,47 +194,49 @@ class Pictures:
 
     def _size(self, index: int) -> tuple[int, int]:
         """Return the width and height of a picture as it is shown; it is decoded, and so known to be sound."""
-        with self._loaded(index) as picture:
-            if isinstance(picture, VideoFrame):
-                height, width = frame_pixels(picture, f"{self._name}: frame {index}", None).shape[:2]
-                return width, height
+        with self._loaded(index) as (picture, where):
             if isinstance(picture, Image.Image):
-                with reading(f"{self._name}: frame {index}"):
+                with reading(where):
                     picture.load()
                     size = picture.width, picture.height
                     return (size[1], size[0]) if _orientation(picture) in (5, 6, 7, 8) else size
-            return picture.shape[1], picture.shape[0]
+            shape = (frame_pixels(picture, where, None) if isinstance(picture, VideoFrame) else picture).shape
+            return shape[1], shape[0]
 
     @contextmanager
-    def _loaded(self, index: int) -> Iterator[Image.Image | Pixels | VideoFrame]:
-        """Give a picture, opened where it is a file and closed afterwards."""
+    def _loaded(self, index: int) -> Iterator[tuple[Image.Image | Pixels | VideoFrame, str]]:
+        """Give a picture, opened where it is a file and closed afterwards, and what messages call it."""
         picture = self._pictures[index]
         where = f"{self._name}: frame {index}"
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-                raise VideoError(f"{where} is {picture.dtype}{list(picture.shape)}; frames must be uint8[H, W, 3]")
-            yield picture
+                fix = "; where 1 is white: (x * 255).round().astype('uint8')" if picture.dtype.kind == "f" else ""
+                kind = f"{picture.dtype}{list(picture.shape)}"
+                raise VideoError(f"{where} is {kind}; frames must be uint8[H, W, 3], from 0 to 255{fix}")
+            yield picture, where
         elif isinstance(picture, Image.Image | VideoFrame):
-            yield picture
+            yield picture, where
         elif isinstance(picture, str | os.PathLike):
-            where = f"{where}, {os.fspath(picture)},"
-            try:
-                file = Path(picture).open("rb")  # noqa: SIM115, what is read below has errors of its own
-            except (OSError, ValueError) as error:
-                raise VideoError(f"{where} cannot be read: {error}") from error
-            with file:
-                image = open_picture(file, where)
-                if image is None:
-                    raise VideoError(f"{where} {_unknown(file)}")
-                with image:
-                    with reading(where):
-                        num_frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
-                    if num_frames > 1:
-                        raise VideoError(f"{where} holds {num_frames} frames; give it alone, as a video")
-                    yield image
+            with self._opened(Path(picture), f"{where}, {os.fspath(picture)},") as image:
+                yield image, f"{where}, {os.fspath(picture)},"
         else:
             text = "give a path, a Pillow image, an av.VideoFrame or uint8[H, W, 3]"
             raise VideoError(f"{where} is a {type(picture).__name__}; {text}")
+
+    @contextmanager
+    def _opened(self, path: Path, where: str) -> Iterator[Image.Image]:
+        with reading(where, "read"):
+            file = path.open("rb")
+        with file:
+            image = open_picture(file, where)
+            if image is None:
+                raise VideoError(f"{where} {_unknown(file)}")
+            with image:
+                with reading(where):
+                    num_frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+                if num_frames > 1:
+                    raise VideoError(f"{where} holds {num_frames} frames; give it alone, as a video")
+                yield image
 
 
 def _unknown(file: IO[bytes]) -> str:
@@ -253,7 +254,7 @@ class Animation:
     def __init__(self, name: str, image: Image.Image) -> None:
         self._name, self._image = name, image
         self._codec = str(image.format).lower()
-        with reading(name):
+        with reading(f"{name}:"):
             durations_s = [self._duration_s(index) for index in range(getattr(image, "n_frames", 1))]
         ends_s = np.cumsum(durations_s)
         self.times_s = ends_s - durations_s

@@ -108,9 +108,9 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
         return Pictures(name, "array", array[None] if array.ndim == 3 else array, source_fps)
     if isinstance(source, list | tuple):
         return _open_list(source, name, source_fps)
+    if isinstance(source, Iterator) and not hasattr(source, "read"):
+        return _open_list(list(source), name, source_fps)
     if isinstance(source, io.TextIOBase | Sequence) or not hasattr(source, "read"):
-        if isinstance(source, Iterator):
-            return _open_list(list(source), name, source_fps)
         kinds = "a path, bytes, a file opened in binary mode, uint8[T, H, W, 3] or a list of images"
         raise VideoError(f"{name}: cannot read a video from this type; give {kinds}")
     can_seek = getattr(source, "seekable", lambda: hasattr(source, "seek"))()
@@ -220,11 +220,11 @@ def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None 
         raise VideoError(f"{name}: the file is empty (0 bytes); copy or download it again")
     # A TGA has nothing that tells it but its name, so it is one only where it is called so.
     formats = (*_IMAGE_FORMATS, "TGA") if path is not None and path.suffix.lower() == ".tga" else _IMAGE_FORMATS
-    image = open_picture(file, name, formats)
+    image = open_picture(file, f"{name}:", formats)
     if image is None or image.get_format_mimetype() == "image/apng" or _is_opaque_sequence(file, image):
         return Video(path or file, name)
     file.seek(0)
-    image = open_picture(io.BytesIO(file.read()), name, formats)  # of its own, as files are closed
+    image = open_picture(io.BytesIO(file.read()), f"{name}:", formats)  # of its own, as files are closed
     assert image is not None
     if image.format in ("AVIF", "WEBP") and getattr(image, "n_frames", 1) > 1:
         return Animation(name, image)
@@ -252,9 +252,6 @@ def _channels_last(frames: Any, name: str) -> Pixels:
         text = "frames must be uint8, from 0 to 255; where 1 is white: (x * 255).round().to(torch.uint8)"
         raise VideoError(f"{name}: {text}")
     array = frames.detach().cpu().numpy() if is_tensor else frames
-    if not is_tensor and np.issubdtype(array.dtype, np.floating):
-        text = "frames must be uint8[H, W, 3], from 0 to 255; where 1 is white: (x * 255).round().astype('uint8')"
-        raise VideoError(f"{name} is {array.dtype}{list(array.shape)}; {text}")
     if array.ndim not in (3, 4) or array.shape[-3] != 3:
         return array
     if array.shape[-1] != 3:
