@@ -10,6 +10,7 @@ import pytest
 import hicom
 
 LEVELS = {
+    "fetch": -1,
     "pyav": -1,
     "square": -1,
     "video": 0,
