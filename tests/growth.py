@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import product
 
-SIZE = 4_000
-"""Characters. Quadratic work of one step for each pair of them takes 50 ms and more, linear work some hundred us."""
+SIZES = (250, 1_000, 4_000)
+"""Characters, of which the first size that takes long counts: quadratic work of one step for each pair takes 50 ms and
+more for the last one, cubic work for the first; linear work some hundred us."""
 QUICK_S = 0.02
-"""Below it, work at this size is not quadratic."""
+"""Work that takes less at a size is not slow there."""
 MOST = 8.0
 """Times as long for four times the length: 4 where work is linear, 16 where it is quadratic."""
 
@@ -21,23 +23,26 @@ def cpu_s(work: Callable[[str], object], text: str, number: int) -> float:
     return min(found)
 
 
-def is_linear(work: Callable[[str], object], frame: str, unit: str) -> bool:
-    """Return whether work on `frame`, its `{}` filled with repeats of `unit`, grows with their number.
+def is_linear(work: Callable[[str], object], start: str, unit: str, end: str) -> bool:
+    """Return whether work on a text grows with the number of the unit's repeats, between a start and an end.
 
     Only what takes long is measured again, at another size.
     """
 
     def text(size: int) -> str:
-        return frame.replace("{}", unit * (size // len(unit)), 1)
+        return start + unit * (size // len(unit)) + end
 
-    if cpu_s(work, text(SIZE), 1) < QUICK_S:
+    size = next((size for size in SIZES if cpu_s(work, text(size), 1) > QUICK_S), None)
+    if size is None:
         return True
-    short, long = (cpu_s(work, text(size), 3) for size in (SIZE, 4 * SIZE))
+    short, long = (cpu_s(work, text(each), 3) for each in (size, 4 * size))
     return long < 2 * QUICK_S or long / short < MOST
 
 
-def check(work: Callable[[str], object], frames: Iterable[str], units: Iterable[str]) -> None:
-    """Assert that work is linear in every frame with every unit."""
-    units = tuple(units)
-    slow = [(frame, unit) for frame in frames for unit in units if not is_linear(work, frame, unit)]
-    assert not slow, f"work grows faster than the text: {slow}"
+def check(
+    work: Callable[[str], object], starts: Iterable[str], units: Iterable[str], ends: Iterable[str] = ("", "x")
+) -> None:
+    """Assert that work is linear in every such text."""
+    texts = list(product(starts, filter(None, units), ends))
+    slow = [text for text in texts if not is_linear(work, *text)]
+    assert not slow, f"work grows faster than the text: {slow[:5]}"

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 PLACEHOLDERS = ("<video>", "<image>", "<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
+MAX_INSTRUCTION = 10_000
+"""Characters of an instruction that is stated. Instruction encoders read 64 tokens or so; the rest is cut."""
+
 # What stands between a question and its options, alone in its sentence.
 _HEADER = r"(?:(?:possible |answer )?(?:options?|choices?|candidates|answers)|answers from (?:the )?following)\s*:"
 # A line break and what blanks stand around it, looked for where they begin, so that no run of them is read twice.
@@ -104,6 +107,22 @@ def join_parts(parts: Sequence[str]) -> str:
         parts: texts, and placeholders where media stand, in order. This is also how vLLM writes them.
     """
     return "\n".join(parts)
+
+
+def check_instruction(text: str) -> str:
+    """Return an instruction that a caller states, checked before any work is put into it.
+
+    Raises:
+        ValueError: it is empty, or longer than `MAX_INSTRUCTION`.
+    """
+    if not text.strip():
+        raise ValueError("the instruction is empty; give text, or leave it out to use the question")
+    if len(text) > MAX_INSTRUCTION:
+        raise ValueError(
+            f"the instruction has {len(text):,} characters; at most {MAX_INSTRUCTION:,} are taken, of which the "
+            "instruction encoder reads the beginning: shorten it, or leave it out to use the question"
+        )
+    return text
 
 
 def extract_instruction(text: str) -> str:
