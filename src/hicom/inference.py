@@ -489,19 +489,18 @@ class VideoChat:
         """
         limit = self.model.config.context_length
         for conversation in conversations:
+            texts = [message["content"] for message in conversation]
+            size = sum(map(len, texts))
+            if limit is not None and size > limit * self._longest_token:  # even counting tokens takes time
+                raise PromptError(
+                    f"the prompt has {size:,} characters, far more than the {limit:,} tokens that the language model "
+                    "was made for (max_position_embeddings): shorten it"
+                )
             users = [message["content"] for message in conversation if message["role"] == "user"]
             if not extract_instruction(users[-1]):
                 raise ValueError("the question is empty; ask something about the video")
             self._check_placeholders(conversation, users[0])
-            if limit is None:
-                continue
-            texts = [message["content"] for message in conversation]
-            size = sum(map(len, texts))
-            if size > limit * self._longest_token:  # before tokens are counted: that takes time, too
-                raise PromptError(
-                    f"the prompt has {size:,} characters, far more than the language model's {limit:,} tokens"
-                )
-            if size > limit:
+            if limit is not None and size > limit:
                 ids = self.processor.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
                 self._check_lengths([sum(map(len, ids))], [0])
 
