@@ -762,7 +762,7 @@ class VideoChat:
         # The first tokens that it is given are those of the prompt, or none.
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         closed = Event()
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), StopsWhenSet(closed)])
 
         @torch.inference_mode()
         def generate() -> Tensor:
@@ -805,13 +805,18 @@ def _groups(pairs: Sequence[tuple[list[EncodedVideo], str]]) -> Iterator[list[tu
     yield group
 
 
-class _IsSet(StoppingCriteria):
-    """Stops when an event is set."""
+class StopsWhenSet(StoppingCriteria):
+    """Stops a generation when an event is set, for `stopping_criteria` of `ask` and the like.
+
+    Args:
+        event: to be set from another thread.
+    """
 
     def __init__(self, event: Event) -> None:
         self.event = event
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
+        """Return whether each answer is to stop, `bool[B]`."""
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
