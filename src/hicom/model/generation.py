@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
+from .config import context_length
+
 MEDIA_ARGUMENTS = (
     "pixel_values",
     "image_instruction_input_ids",
@@ -35,6 +37,10 @@ MEDIA = ("pixel_values", "pixel_values_videos", "video_values")
 
 class PromptWarning(UserWarning):
     """A prompt is longer than the LLM was made for."""
+
+
+class PromptError(ValueError):
+    """A prompt is longer than the LLM's context, so that there is no room for an answer."""
 
 
 class CacheWarning(UserWarning):
@@ -260,7 +266,7 @@ class MediaGenerationMixin(GenerationMixin):
     def _check_length(self, prompt: Tensor, attention_mask: Tensor | None) -> None:
         """Warn where the longest of some prompts, `[B, P, ...]`, is longer than the LLM was made for."""
         # transformers looks for the limit in the outer configuration, which has none, and so would say nothing.
-        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        limit = context_length(self.config.text_config)
         if limit is None:  # recurrent ones have none
             return
         length = prompt.shape[1]

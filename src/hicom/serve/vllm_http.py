@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .media import MediaLimits
-from .requests import RequestError, RequestLimits, check_counts, split_fields
+from .requests import RequestError, RequestLimits, check_characters, check_counts, split_fields
 from .responses import has_key, parse_json, read_bytes, refusal
 
 VARIABLE = "HICOM_SERVE"
@@ -130,7 +130,7 @@ class RequestGuard:
         return json.dumps(fields).encode()
 
     def check_size(self, body: Mapping[str, Any]) -> None:
-        """Refuse a chat with too many turns or media; their form is vLLM's to check."""
+        """Refuse a chat with too many turns or media, or too long texts; their form is vLLM's to check."""
         messages = body.get("messages")
         if not isinstance(messages, list):
             return
@@ -138,3 +138,5 @@ class RequestGuard:
         parts = [part for content in contents if isinstance(content, list) for part in content]
         media = sum(isinstance(part, Mapping) and part.get("type", "text") != "text" for part in parts)
         check_counts(len(messages), media, self.settings.requests)
+        texts = [part.get("text") for part in parts if isinstance(part, Mapping)] + contents
+        check_characters(sum(len(text) for text in texts if isinstance(text, str)), self.settings.requests)
