@@ -12,8 +12,10 @@ import hicom
 LEVELS = {
     "pyav": -1,
     "square": -1,
+    "files": -1,
+    "processes": 0,
     "video": 0,
-    "locks": 0,
+    "locks": -2,
     "optim": 0,
     "provenance": 0,
     "tables": 0,

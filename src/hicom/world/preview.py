@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hicom.files import writing
 from hicom.video import write_video
 from hicom.world.dataset import World, ask, sprites_of, truth
 from hicom.world.questions import Question
@@ -70,9 +71,8 @@ def save_preview(path: Path, world: World, split: str = "test", index: int = 0, 
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
-    partial = path.with_suffix(".part")
-    sheet.save(partial, "PNG")
-    partial.replace(path)
+    with writing(path) as part:
+        sheet.save(part, "PNG")
 
 
 def boxed_frames(world: World, split: str, index: int, config: WorldConfig) -> Iterator[Pixels]:
