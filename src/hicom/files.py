@@ -37,11 +37,11 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; `path` is named.
     """
-    path = path.resolve() if path.is_symlink() else path
-    if path.exists() and not path.is_file():
+    if (path.exists() and not path.is_file()) or path.is_relative_to("/dev"):
         with naming(path):
             yield path
         return
+    path = path.resolve() if path.is_symlink() else path
     # The process's number, so that two at once do not write into the same file.
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
@@ -196,12 +196,12 @@ def naming(path: Path, part: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        names = (None, str(path), str(part)) if part is not None else (None, str(path))
-        is_inside = part is not None and str(error.filename).startswith(f"{part}{os.sep}")
+        is_of_part = part is not None and Path(str(error.filename)).is_relative_to(part)
+        is_of_disk = error.errno in UNWRITABLE and error.filename in (None, str(path))
+        if error.errno is None or not (is_of_part or is_of_disk):
+            raise
         # Errors of PyAV are of classes of its own, which other processes could not hand over.
-        if error.errno in (*UNWRITABLE, errno.ENOENT) and (error.filename in names or is_inside):
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     except Exception as error:
         number = number_of(error, path)
         if number is None:
