@@ -11,6 +11,8 @@ import pytest
 
 FULL = r"(No space left on device|File too large)"
 """What the system says of a small disk."""
+READ_ONLY = r"(Read-only file system|Permission denied)"
+"""What it says where nothing may be written."""
 
 
 def mount(*arguments: str) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from hicom.processes import Workers
 
-# Two processes are at work, or asleep between two tasks; as a command of `hicom` the script ends with 143 after SIGTERM.
+# Two processes are at work, or asleep between two tasks. SIGTERM is a matter of the command line.
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -108,12 +108,26 @@ def test_results_come_back() -> None:
 
 def test_an_error_does_not_wait_for_what_others_are_at() -> None:
     start = time.monotonic()
-    with pytest.raises(ValueError, match="bad"), Workers(2) as pool:
-        for job in as_completed([*(pool.submit(nap, 60) for _ in range(5)), pool.submit(fail, "bad")]):
-            job.result()
-            pytest.fail("the sleepers are not done")
+
+    def work() -> None:
+        with Workers(2) as pool:
+            jobs = [pool.submit(nap, 60), pool.submit(fail, "bad"), *(pool.submit(nap, 60) for _ in range(4))]
+            for job in as_completed(jobs):
+                job.result()
+
+    with pytest.raises(ValueError, match="bad"):
+        work()
     assert time.monotonic() - start < 20
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed_is_one_clear_error() -> None:
+    def work() -> None:
+        with Workers(1) as pool:
+            pool.submit(os._exit, 3).result()
+
+    with pytest.raises(ValueError, match=r"a process ended before it was done \(out of memory\?\); a new run goes on"):
+        work()
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ GRACE_S = 10.0
 WHAT_TO_DO = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, and the same command goes on"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose another place, or change who may use it"),
+    errno.EIO: "look at the disk; the same command goes on",
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder is needed; choose another name"),
 }
 """What a user can do about errors of the system, by their number."""

@@ -166,8 +166,11 @@ def clear_parts(folder: Path) -> None:
 
 
 def give_permissions(folder: Path) -> None:
-    """Let all read the files in a folder who may read the folder: some writers keep them to the user."""
-    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    """Give files in a folder the permissions of any new file there: some writers keep theirs to the user."""
+    new = folder / f".new{PART}"
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
     for each in folder.rglob("*"):
         if each.is_file() and not each.is_symlink():
             each.chmod(stat.S_IMODE(each.stat().st_mode) | mode)
@@ -211,14 +214,15 @@ def naming(path: Path, part: Path | None = None) -> Iterator[None]:
 
 def number_of(error: Exception, path: Path) -> int | None:
     """Return the number under which the system knows an error of safetensors, torch or SQLite; None: it knows none."""
-    if isinstance(error, sqlite3.Error):
-        name = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
-        return IN_SQLITE.get(name.partition("_")[0])
     text = str(error)
+    folder = next(each for each in (path, *path.parents) if each.is_dir())
+    is_full = shutil.disk_usage(folder).free < NEARLY_NOTHING
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").partition("_")[0]
+        return errno.ENOSPC if name == "IOERR" and is_full else IN_SQLITE.get(name)
     if type(error).__name__ == "SafetensorError":
         found = re.search(r"\(os error (\d+)\)", text)
         return int(found[1]) if found else None
     if isinstance(error, RuntimeError) and any(word in text for word in IN_TORCH):
-        folder = next(each for each in (path, *path.parents) if each.is_dir())
-        return errno.ENOSPC if shutil.disk_usage(folder).free < NEARLY_NOTHING else errno.EIO
+        return errno.ENOSPC if is_full else errno.EIO
     return None

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -28,6 +29,9 @@ class Workers(ProcessPoolExecutor):
 
     Args:
         num_workers: processes.
+
+    Raises:
+        ValueError: one of them was killed, and the block has not taken care of that.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -45,10 +49,15 @@ class Workers(ProcessPoolExecutor):
         if kind is not None:
             self._leash.close()
         try:
-            return super().__exit__(kind, error, trace)
+            result = super().__exit__(kind, error, trace)
         finally:
             self._leash.close()
             self._followed.close()
+        if isinstance(error, BrokenProcessPool):
+            raise ValueError(
+                "a process ended before it was done (out of memory?); a new run goes on from there"
+            ) from None
+        return result
 
 
 def follow(leash: Connection) -> None:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,13 +205,8 @@ def answer_on_devices(
             )
             for number, device in enumerate(devices)
         ]
-        try:
-            for job in jobs:
-                job.result()
-        except BrokenProcessPool:
-            raise ValueError(
-                "a process ended before it was done (out of memory?); a new run goes on from there"
-            ) from None
+        for job in jobs:
+            job.result()
 
 
 def _answer_shard(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers import set_seed
 from ..data.collate import Collator, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore
-from ..files import clear_parts, naming, write_text, writing_folder
+from ..files import UNWRITABLE, clear_parts, naming, write_text, writing_folder
 from ..locks import locked, owned
 from ..model.convert import is_official
 from ..model.hub import find_model
@@ -56,9 +58,25 @@ def run(config: TrainConfig | Chain) -> Path:
         if stamp["status"] != "finished":
             if is_main():
                 clear_parts(out)
-            with naming(out):
+            with naming(out), quiet_threads():
                 train(config, out, stamp)
         return out / "model"
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Keep tracebacks of TensorBoard's thread off stderr where the disk is full: its next call here raises the same."""
+    before = threading.excepthook
+
+    def show(thrown: threading.ExceptHookArgs) -> None:
+        if not (isinstance(thrown.exc_value, OSError) and thrown.exc_value.errno in UNWRITABLE):
+            before(thrown)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def run_chain(chain: Chain) -> Path:

@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -290,15 +291,14 @@ def _complete(dst: Path, world: World, settings: Mapping[str, Any], num_workers:
     num_clips: dict[str, int] = settings["num_clips"]
     for split in num_clips:
         (dst / split / "videos").mkdir(parents=True, exist_ok=True)
-    for folder in (dst, *(dst / split for split in num_clips), *(dst / split / "videos" for split in num_clips)):
-        clear_parts(folder)
+    _clear_parts(dst)
     (dst / "world.json").unlink(missing_ok=True)
     write_text(dst / "unfinished.json", json.dumps({"settings": settings}) + "\n")
     missing = _missing_clips(dst, num_clips)
     jobs = [(s, todo[i : i + CHUNK]) for s, todo in missing.items() for i in range(0, len(todo), CHUNK)]
     tables = [path for path in _tables(dst, settings) if not path.exists()]  # they appear only when complete
     bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
-    with bar as progress, Workers(num_workers) as pool:
+    with _left_clean(dst), bar as progress, Workers(num_workers) as pool:
         task = progress.add_task("sprite world", total=sum(num_clips.values()))
         progress.advance(task, sum(num_clips.values()) - sum(map(len, missing.values())))
         for job in as_completed([pool.submit(_write_clips, dst, world, split, todo) for split, todo in jobs]):
@@ -308,6 +308,21 @@ def _complete(dst: Path, world: World, settings: Mapping[str, Any], num_workers:
     facts = {"settings": settings, "families": world.families, "splits": list(num_clips)}
     write_text(dst / "world.json", json.dumps(facts) + "\n")
     (dst / "unfinished.json").unlink()
+
+
+@contextmanager
+def _left_clean(dst: Path) -> Iterator[None]:
+    """Remove what workers that were ended had not finished; those of a killed process go with the next call."""
+    try:
+        yield
+    except BaseException:
+        _clear_parts(dst)
+        raise
+
+
+def _clear_parts(dst: Path) -> None:
+    for folder in (dst, *dst.glob("*/"), *dst.glob("*/videos")):
+        clear_parts(folder)
 
 
 def _missing_clips(dst: Path, num_clips: Mapping[str, int]) -> dict[str, list[int]]:
