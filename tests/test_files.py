@@ -183,7 +183,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="file exists and is not empty"), writing_folder(tmp_path / "file"):
         pass
     for below in ("file/model", "file/deeper/model"):
-        with pytest.raises(OSError, match="file"), writing_folder(tmp_path / below):
+        with pytest.raises(ValueError, match="file is a file; choose another place"), writing_folder(tmp_path / below):
             pass
     with pytest.raises(OSError, match="Not a directory") as caught:
         write_text(tmp_path / "file" / "text", "")

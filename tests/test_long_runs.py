@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,7 @@ def contents(out: Path) -> dict[str, object]:
 def one_line(err: str, path: Path) -> str:
     """Return the line of an error that names a path in or above `path`'s folder, which is the only one."""
     lines = [line for line in re.split(r"[\r\n]+", err) if line and not re.match(r"\S+: +\d+%", line)]
+    lines = [line for line in lines if "`rope_scaling` is deprecated" not in line]  # of transformers
     assert len(lines) == 1, err
     assert lines[0].startswith("hicom: error: ")
     assert str(path) in lines[0]
@@ -174,7 +176,7 @@ def test_a_full_disk(
         if not kilobytes:
             if not os.path.ismount(disk):
                 pytest.skip("what it writes is too small for a limit")
-            with (disk / "filled").open("wb", buffering=0) as filled, pytest.raises(OSError, match="No space"):
+            with (disk / "filled").open("wb", buffering=0) as filled, suppress(OSError):
                 while True:
                     filled.write(bytes(4096))
         capfd.readouterr()
@@ -198,7 +200,7 @@ def test_a_folder_that_is_only_to_be_read(
         capfd.readouterr()
         assert hicom(arguments) == 2
         line = one_line(capfd.readouterr().err, out)
-        assert re.search(f"{disks.READ_ONLY}; choose another place|you may not write there; choose another", line)
+        assert re.search(f"({disks.READ_ONLY}|you may not write in {out}); choose another place", line)
     assert list(out.iterdir()) == []
 
 
@@ -244,6 +246,7 @@ def test_two_at_once(
     assert contents(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_shard_take_turns(inputs: Inputs, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hicom", *map(str, evaluate(inputs, tmp_path))]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]

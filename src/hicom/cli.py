@@ -1450,9 +1450,10 @@ def eval_run(
         is_answered,
         judge_answers,
     )
-    from hicom.files import write_text
+    from hicom.files import check_place, write_text
     from hicom.locks import locked
 
+    check_place(out)
     options = RunOptions(
         num_frames=num_frames,
         fps=fps,

@@ -97,7 +97,8 @@ def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     folder = folder.resolve() if folder.is_symlink() else folder
     if not replace:
         check_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK)):
         try:
             clear(folder)
@@ -111,7 +112,8 @@ def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     from .locks import claimed  # which loads a package that takes longer than all else that reading a video needs
 
     part = folder.with_name(f"{folder.name}{PART}")
-    part.mkdir(exist_ok=True)
+    with naming(folder, part):
+        part.mkdir(exist_ok=True)
     # The lock lies inside, so that nothing stays beside the folder.
     lock = part / ".lock"
     with claimed(lock, wait=False) as is_mine:
@@ -135,9 +137,10 @@ def writing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def check_new(folder: Path) -> None:
-    """Raise ValueError where a folder to write holds something."""
+    """Raise ValueError where a folder to write holds something, or cannot be written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder")
+    check_place(folder)
 
 
 def check_target(path: Path) -> None:
@@ -146,8 +149,16 @@ def check_target(path: Path) -> None:
         raise ValueError(f"{path} is a folder; name a file")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{path} cannot be written: you may not write there; choose another place")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where a file or folder can be neither written nor made."""
+    nearest = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
+    if nearest != path and not nearest.is_dir():
+        raise ValueError(f"{path} cannot be written: {nearest} is a file; choose another place")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{path} cannot be written: you may not write in {nearest}; choose another place")
 
 
 def clear(folder: Path, but: Path | None = None) -> None:

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .encoding import EncodedVideo
-from .files import writing
+from .files import check_target, writing
 from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
@@ -565,13 +565,12 @@ def check_output(path: str | Path) -> Path:
     """Return `path`.
 
     Raises:
-        ValueError: its suffix is none of png, gif and mp4, or its folder does not exist.
+        ValueError: its suffix is none of png, gif and mp4, or it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} cannot be written: the suffix {path.suffix!r} is none of .png, .gif and .mp4")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_target(path)
     return path
 
 
