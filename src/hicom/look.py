@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -28,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .encoding import EncodedVideo
+from .files import check_target, writing
 from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
@@ -569,13 +568,12 @@ def check_output(path: str | Path) -> Path:
     """Return `path`.
 
     Raises:
-        ValueError: its suffix is none of png, gif and mp4, or its folder does not exist.
+        ValueError: its suffix is none of png, gif and mp4, or it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} cannot be written: the suffix {path.suffix!r} is none of .png, .gif and .mp4")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_target(path)
     return path
 
 
@@ -591,14 +589,8 @@ def save_look(look: Look, path: str | Path) -> None:
     """
     path = check_output(path)
     write: Callable[[Look, Path], None] = {".png": write_png, ".gif": write_gif, ".mp4": write_mp4}[path.suffix.lower()]
-    # The process's number, so that two at once do not write into the same file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(look, partial)
-        partial.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
+    with writing(path) as part:
+        write(look, part)
 
 
 def write_png(look: Look, path: Path) -> None:

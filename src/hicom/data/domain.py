@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import writing
+
 FILE = "domain.safetensors"
 SHRINKAGE = 0.1
 """Share of the mean variance that is added to every direction: few videos do not know the rare ones."""
@@ -60,7 +62,8 @@ class Domain:
     def save(self, folder: Path) -> None:
         """Write `domain.safetensors` into a model's folder."""
         tensors = {"mean": self.mean, "precision": self.precision, "limit": torch.tensor(self.limit)}
-        save_file(tensors, folder / FILE, metadata={"description": self.description})
+        with writing(folder / FILE) as part:
+            save_file(tensors, part, metadata={"description": self.description})
 
 
 def fit_domain(videos: Iterable[Tensor], description: str) -> Domain:

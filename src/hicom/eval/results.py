@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..files import write_json
 from ..provenance import hardware
 from .answers import exact_match, judged_score, judged_verdict, token_f1
 from .judge import PROMPTS, JudgePrompt, used_prompts
-from .run import Line, judgement_key, read_answers, read_judgements, write_json
+from .run import Line, judgement_key, read_answers, read_judgements
 from .samples import BenchmarkError, Sample, Task
 from .statistics import Estimate, clustered_mean
 
