@@ -19,7 +19,7 @@ import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ class PlaceOptions:
                 raise ValueError(f"--device {self.device} cannot be used: {error}") from None
             quiet_transformers()
             cache = self.cache or os.environ.get("HICOM_CACHE")
-            return VideoChat.from_pretrained(
+            chat = VideoChat.from_pretrained(
                 model,
                 device=self.device,
                 dtype=self.dtype,
@@ -119,6 +119,8 @@ class PlaceOptions:
                 vision_tower=self.vision_tower,
                 revision=revision,
             )
+            chat.model.is_toy_told = True  # every command has its own way to say it
+            return chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +156,7 @@ class FrameOptions:
         """Return a video, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
         with progress(f"watching {opened.info.name}"):
             video = chat.encode(opened, **given(self), **options)
-        if caution := chat.caution(video):
-            print(f"note: {caution}", file=sys.stderr)
+        print_notes(chat.notes([video]))
         return video
 
 
@@ -307,8 +308,7 @@ def look(
     chat = model.load_model()
     with progress(f"looking at {video}"):
         found = look_at(chat, opened, question, **given(frames), **answer.keywords())
-    if found.caution:
-        print(f"note: {found.caution}", file=sys.stderr)
+    print_notes(found.answer.notes)
     with progress(f"drawing {output}"):
         save_look(found, output)
     if as_json:
@@ -1210,6 +1210,7 @@ def serve_model(
         requests=access.requests(access.max_frames or 256),
     )
     print(f"serving {settings.name} at http://{host}:{port}/v1", file=sys.stderr)
+    print_notes(chat.notes())
     uvicorn.Server(uvicorn.Config(create_app(chat, settings), log_level="warning")).run(sockets=[listener])
 
 
@@ -1235,6 +1236,7 @@ def start_vllm(
         raise ValueError("--device and --cache are for --engine local; vLLM has options of its own, after --")
     if place.vision_tower is not None:
         raise ValueError("--vision-tower is for --engine local; vLLM takes what `hicom convert SRC DST` writes")
+    from hicom.model.config import HIComConfig
     from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
     from hicom.serve.vllm_http import VLLMSettings
@@ -1251,7 +1253,8 @@ def start_vllm(
     if most < frames:
         raise ValueError(f"--max-frames {most} is less than the {frames} frames that videos get")
     limits = access.requests(most)
-    VLLMSettings(media=access.media(), requests=limits).to_environment()
+    toy_note = HIComConfig.from_pretrained(folder).toy_note
+    VLLMSettings(media=access.media(), requests=limits, toy_note=toy_note).to_environment()
     os.environ["VLLM_MEDIA_CONNECTOR"] = "hicom"
     video = {"video_backend": "hicom", "num_frames": frames, **processor.reading_options}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
@@ -1267,6 +1270,7 @@ def start_vllm(
     if place.dtype is not None or not has_gpu():  # vLLM's own choice is half precision, which CPUs are slow at
         command += ["--dtype", place.dtype or "float32"]
     print(f"starting vLLM to serve {name}", file=sys.stderr, flush=True)
+    print_notes([toy_note] * bool(toy_note))
     os.execv(sys.executable, [*command, *options])
 
 
@@ -1798,6 +1802,12 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """Print to stderr what to know before an answer is believed, a line each."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def print_json(facts: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     print(json.dumps(facts, indent=2))
@@ -1876,6 +1886,7 @@ def ask_facts(video: EncodedVideo, question: str, answer: Answer) -> dict[str, A
         "num_uncompressed_tokens": answer.num_uncompressed_tokens,
         "window": answer.window,
         "instruction": answer.instruction,
+        "notes": list(answer.notes),
         "timings_s": answer.timings,
     }
 
@@ -1920,6 +1931,7 @@ def checkpoint_facts(found: Inspection) -> dict[str, Any]:
         "visual_tokens": {str(frames): model.model.token_count(frames) for frames in (8, 16, 32, 64, 128)},
         "num_frames": found.num_frames,
         "answering_bytes": memory.total,
+        "notes": [config.toy_note] * bool(config.toy),
     }
 
 
@@ -1949,6 +1961,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> list[Row]:
         *rows,
         ("visual tokens", f"{', '.join(counts)} frames"),
         ("memory to ask", f"about {facts['answering_bytes'] / 1e9:.2f} GB for {facts['num_frames']} frames"),
+        *(("note", note) for note in facts["notes"]),
     ]
 
 

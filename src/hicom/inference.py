@@ -50,6 +50,8 @@ class Answer(str):
         num_uncompressed_tokens: what it would have read without compression.
         instruction: what steered the compressor.
         window: (T, H, W) of the local branch in force; None without one.
+        notes: what to know before it is believed, a sentence each: that the model is a toy (`HIComConfig.toy`), that a
+            video is unlike what it was trained on (`VideoChat.caution`). Empty where there is nothing to say.
         timings: seconds by part: `decode` (that the vision encoder waited for frames), `vision encoder`, `compressor`
             (with the instruction encoder) and `LLM`. The last two are the whole batch's where several questions are
             asked at once. `cache` where features came from there.
@@ -62,6 +64,7 @@ class Answer(str):
     num_uncompressed_tokens: int
     instruction: str
     window: Window | None
+    notes: tuple[str, ...]
     timings: dict[str, float]
 
     @property
@@ -82,6 +85,7 @@ class _Prompt:
     num_prompt_tokens: list[int]
     num_uncompressed_tokens: list[int]
     window: Window | None
+    notes: list[tuple[str, ...]]
     timings: dict[str, float]
 
 
@@ -274,6 +278,11 @@ class VideoChat:
             return None
         known = self.domain.description
         return f"this video is unlike what the model was trained on ({known}); do not trust its answers"
+
+    def notes(self, videos: Sequence[EncodedVideo] = ()) -> tuple[str, ...]:
+        """Return what to know before answers about these videos are believed; every `Answer` brings it along."""
+        cautions = [self.caution(video) for video in videos]
+        return tuple(dict.fromkeys(note for note in (self.model.config.toy_note, *cautions) if note))
 
     @overload
     def ask(self, video: Any, question: str, *, num_return_sequences: int, **kwargs: Any) -> list[Answer]: ...
@@ -654,6 +663,7 @@ class VideoChat:
             lengths,
             [sum(video.num_patches for video in videos) for videos in rows],
             getattr(model.compressor, "window", None) if window is None else window,
+            [self.notes(videos) for videos in rows],
             timings,
         )
 
@@ -741,6 +751,7 @@ class VideoChat:
         answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens[number]
         answer.instruction = prompt.instructions[number]
         answer.window = prompt.window
+        answer.notes = prompt.notes[number]
         answer.timings = dict(prompt.timings)
         return answer
 

@@ -76,7 +76,6 @@ class Look:
         conditional: attention as the question steers it; None for a model that no instruction steers.
         unconditional: attention of the same weights without an instruction; None for released weights that cannot do
             without one.
-        caution: what to tell the user where the video is unlike all that the model was trained on; else None.
     """
 
     question: str
@@ -85,7 +84,6 @@ class Look:
     timestamps_s: NDArray[np.float64]
     conditional: Maps | None
     unconditional: Maps | None
-    caution: str | None = None
 
     @property
     def views(self) -> dict[str, Floats]:
@@ -108,6 +106,7 @@ class Look:
         return {
             "question": self.question,
             "answer": str(self.answer),
+            "notes": list(self.answer.notes),
             "window": self.window,
             "num_visual_tokens": self.answer.num_visual_tokens,
             "timestamps_s": [float(time_s) for time_s in self.timestamps_s],
@@ -201,7 +200,7 @@ def look_at(
         frames = np.stack([squeezed.make(frame) for frame in video.frames])
     else:
         frames = pad_to_square(video.frames, chat.processor.image_mean)
-    return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional, chat.caution(encoded))
+    return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional)
 
 
 # Maps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def write_results(
         "bad_records": len(bad),
         "bad_record_examples": list(bad[:MAX_SHOWN]),
         "cut": sum(bool(line.get("is_cut")) for line in done),
+        "notes": dict(Counter(note for line in done for note in line.get("notes", ()))),
     }
     judgements = read_judgements(out)
     judge = judge or next((line["judge"] for line in reversed(judgements.values())), None)

@@ -223,6 +223,7 @@ def _answer_shard(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     chat = VideoChat.from_pretrained(model, device=device, **place)
+    chat.model.is_toy_told = True  # the results say it
     for task, samples, out in todo:
         answer_samples(chat, task, samples, out, options, model=model, shard=shard, allow_missing=allow_missing)
 
@@ -450,6 +451,6 @@ def _answer_batch(
             elif task.text_scores:
                 line["answer"] = sample.answer
             line |= {"num_frames": video.num_frames, "num_visual_tokens": answer.num_visual_tokens}
-            line |= {"is_cut": answer.is_cut}
+            line |= {"is_cut": answer.is_cut} | ({"notes": list(answer.notes)} if answer.notes else {})
             lines[sample.id] = line | {"window": answer.window, "seconds": seconds}
     return [lines[sample.id] for sample in batch]

@@ -80,6 +80,8 @@ class HIComConfig(PreTrainedConfig):
         image_token_id: placeholder of an image in the LLM's vocabulary.
         video_token_id: placeholder of a video.
         tie_word_embeddings: whether the LLM's output matrix is its input embedding.
+        toy: what a model that is only a toy was made for, in words that finish "this model is a toy made for ...". It
+            stays with all that is trained further from it, and every answer carries it. "": no toy.
 
     Raises:
         ValueError: a key is unknown (the nearest known one is named) or a value is impossible.
@@ -118,6 +120,7 @@ class HIComConfig(PreTrainedConfig):
     image_token_id: int | None = None
     video_token_id: int | None = None
     tie_word_embeddings: bool = False
+    toy: str = ""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -186,6 +189,11 @@ class HIComConfig(PreTrainedConfig):
                 f"patches have width {width} in the text space and instructions {self.instruction_dim}; both have to "
                 "come from one dual encoder"
             )
+
+    @property
+    def toy_note(self) -> str:
+        """What a user of a toy is told with every answer, whatever it is about; "" for other models."""
+        return f"this model is a toy made for {self.toy}; its answers about anything else mean nothing" * bool(self.toy)
 
     @property
     def image_size(self) -> int:

@@ -68,6 +68,10 @@ class Drafter:
         return self._model.generate(**kwargs | {"inputs_embeds": self._inputs_embeds})
 
 
+class ToyWarning(UserWarning):
+    """A model that answers is a toy; its configuration says what it was made for (`HIComConfig.toy`)."""
+
+
 class FiniteLogits(LogitsProcessor):
     """Raises where the logits behind the prompt are not finite, rather than go on with whatever token that gives.
 
@@ -111,6 +115,8 @@ class MediaGenerationMixin(GenerationMixin):
     config: Any
     generation_config: Any
     model: Any
+    is_toy_told: bool = False
+    """Whether the user knows that the model is a toy, where it is one: whoever tells it by other means sets this."""
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +134,11 @@ class MediaGenerationMixin(GenerationMixin):
         Warns:
             PromptWarning: a prompt is longer than the LLM was made for; many frames make long prompts.
             CacheWarning: the cache that is continued was made for another question.
+            ToyWarning: the model is a toy; once.
         """
+        if self.config.toy and not self.is_toy_told:
+            self.is_toy_told = True
+            warnings.warn(self.config.toy_note, ToyWarning, stacklevel=3)
         media = {name: kwargs.pop(name) for name in MEDIA_ARGUMENTS if name in kwargs}
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs |= dict(zip(POSITIONAL, args, strict=False))

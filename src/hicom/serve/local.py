@@ -154,6 +154,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="hicom", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     engine = Engine(chat, settings)
     metrics = Metrics(engine)
+    chat.model.is_toy_told = True  # every answer brings it along
     created = int(time.time())
 
     if settings.api_key is not None:
@@ -174,6 +175,8 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> Response:
         model = {"id": settings.name, "object": "model", "created": created, "owned_by": "hicom"}
+        if chat.notes():  # of the model, whatever is asked
+            model["description"] = "; ".join(chat.notes())
         return JSONResponse({"object": "list", "data": [model]})
 
     @app.post("/v1/chat/completions")
@@ -231,7 +234,8 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             "message": {"role": "assistant", "content": whole.text},
             "finish_reason": "length" if whole.is_cut else "stop",
         }
-        return JSONResponse(envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)})
+        body = envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)} | noted(whole)
+        return JSONResponse(body)
 
     async def stream(parsed: ChatRequest, sources: list[Any], closed: threading.Event) -> AsyncGenerator[str]:
         """Yield the events of a streamed answer."""
@@ -261,7 +265,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             metrics.count(whole)
             nothing = {} if started else {"role": "assistant", "content": ""}
             last = {"index": 0, "delta": nothing, "finish_reason": "length" if whole.is_cut else "stop"}
-            yield event(head | {"choices": [last]})
+            yield event(head | {"choices": [last]} | noted(whole))
             if parsed.with_usage:
                 yield event(head | {"choices": [], "usage": usage(whole)})
             yield "data: [DONE]\n\n"
@@ -382,6 +386,11 @@ def usage(answer: Answer) -> dict[str, Any]:
             "uncompressed_visual_tokens": answer.num_uncompressed_tokens,
         },
     }
+
+
+def noted(answer: Answer) -> dict[str, Any]:
+    """Return what to know before an answer is believed, as a field that clients of OpenAI's API keep."""
+    return {"notes": list(answer.notes)} if answer.notes else {}
 
 
 def event(body: dict[str, Any]) -> str:
