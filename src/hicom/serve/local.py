@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
 from ..encoding import EncodedVideo
-from ..inference import Answer, VideoChat
+from ..inference import Answer, StopsWhenSet, VideoChat
+from ..model.generation import PromptError
 from ..video import VideoError
 from .kept import KeptVideos
 from .media import Account, MediaError, MediaLimits, load_media
@@ -36,8 +38,8 @@ from .responses import check_form, error_body, error_response, has_key, parse_js
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-GONE = 499
-"""Status of requests whose client has gone before it sent all."""
+CLIENT_GONE = 499
+"""Status in metrics of a request whose client went away before its answer; nobody receives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +113,21 @@ class Engine:
             videos.append(self._kept.encode(source, **choice))
         return videos
 
-    def reply(self, request: ChatRequest, sources: list[Any]) -> Answer:
-        """Return the whole answer."""
-        return self.chat.reply(request.messages, self.videos(request, sources), **request.options)
+    def reply(self, request: ChatRequest, sources: list[Any], closed: threading.Event) -> Answer | None:
+        """Return the whole answer; None where the client went away."""
+        if closed.is_set():
+            return None
+        videos = self.videos(request, sources)
+        if closed.is_set():
+            return None
+        return self.chat.reply(request.messages, videos, **request.options, stopping_criteria=[StopsWhenSet(closed)])
 
     def stream(
         self, request: ChatRequest, sources: list[Any], send: Callable[[str], None], closed: threading.Event
     ) -> Answer | None:
         """Send the pieces of the answer, and return it; None where the client went away."""
+        if closed.is_set():
+            return None
         pieces = self.chat.stream_reply(request.messages, self.videos(request, sources), **request.options)
         while True:
             try:
@@ -177,6 +186,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="hicom", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     engine = Engine(chat, settings)
     metrics = Metrics(engine)
+    chat.model.is_toy_told = True  # every answer brings it along
     created = int(time.time())
 
     app.add_middleware(Door, key=settings.api_key)
@@ -196,6 +206,8 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> Response:
         model = {"id": settings.name, "object": "model", "created": created, "owned_by": "hicom"}
+        if chat.notes():  # of the model, whatever is asked
+            model["description"] = "; ".join(chat.notes())
         return JSONResponse({"object": "list", "data": [model]})
 
     @app.post("/v1/chat/completions")
@@ -211,6 +223,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
         if place is None:
             return error_response("too many requests are waiting; try again later", 429, code="overloaded")
         is_streaming = False
+        closed = threading.Event()
         try:
             content = await read_bytes(request, settings.max_body_bytes, place.hold, settings.upload_timeout_s)
             parsed = parse_request(parse_json(content), settings.requests)
@@ -218,37 +231,44 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             if parsed.model != settings.name:
                 text = f"there is no model {parsed.model!r} here; there is {settings.name!r}"
                 raise RequestError(text, "model", "model_not_found", 404)
-            sources = await engine.media(parsed, place.hold)
+            async with leaving(request, closed) as unless_gone:
+                sources = await unless_gone(engine.media(parsed, place.hold))
+                if parsed.is_stream:
+                    # The first piece comes before the headers, so that what is wrong with a request is still an error.
+                    pieces = stream(parsed, sources, closed)
+                    first = await unless_gone(anext(pieces))
+                else:
+                    whole = await unless_gone(engine.run(lambda: engine.reply(parsed, sources, closed)))
             if parsed.is_stream:
-                # The first piece comes before the headers, so that what is wrong with a request is still an error.
-                pieces = stream(parsed, sources)
-                first = await anext(pieces)
                 is_streaming = True
                 return Stream(rest(first, pieces), pieces, place)
-            whole = await engine.run(lambda: engine.reply(parsed, sources))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except PromptError as error:
+            return error_response(str(error), 400, "messages", "context_length_exceeded")
         except (RequestError, MediaError, VideoError, ValueError) as error:
             return refusal(error)
-        except ClientDisconnect:
-            return Response(status_code=GONE)  # which nobody reads
         except Exception:
             logger.exception("a request failed")
             return error_response("the server failed at this request", 500, kind="server_error", code="internal")
         finally:
             if not is_streaming:
                 place.leave()
+        if whole is None:
+            return Response(status_code=CLIENT_GONE)
         metrics.count(whole)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": whole.text},
             "finish_reason": "length" if whole.is_cut else "stop",
         }
-        return JSONResponse(envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)})
+        body = envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)} | noted(whole)
+        return JSONResponse(body)
 
-    async def stream(parsed: ChatRequest, sources: list[Any]) -> AsyncGenerator[str]:
+    async def stream(parsed: ChatRequest, sources: list[Any], closed: threading.Event) -> AsyncGenerator[str]:
         """Yield the events of a streamed answer."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[str | None] = asyncio.Queue()
-        closed = threading.Event()
 
         def send(piece: str | None) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, piece)
@@ -273,12 +293,13 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             metrics.count(whole)
             nothing = {} if started else {"role": "assistant", "content": ""}
             last = {"index": 0, "delta": nothing, "finish_reason": "length" if whole.is_cut else "stop"}
-            yield event(head | {"choices": [last]})
+            yield event(head | {"choices": [last]} | noted(whole))
             if parsed.with_usage:
                 yield event(head | {"choices": [], "usage": usage(whole)})
             yield "data: [DONE]\n\n"
         finally:
             closed.set()
+            job.cancel()  # takes it back where it has not begun
 
     async def rest(first: str, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
         try:
@@ -292,6 +313,45 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             yield event(error_body("the server failed at this request", "server_error", None, "internal"))
 
     return app
+
+
+@asynccontextmanager
+async def leaving(
+    request: Request, closed: threading.Event
+) -> AsyncIterator[Callable[[Awaitable[T]], Coroutine[Any, Any, T]]]:
+    """Watch for the client to go away while a request is worked on, whose body has been read.
+
+    Args:
+        request: the request.
+        closed: set when the client is gone, or the block is left by an error, for work in threads.
+
+    Yields:
+        A function that awaits work. It raises ClientDisconnect as soon as the client is gone; work that waits for its
+        turn is then taken back, and other work is told by `closed`.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        closed.set()
+
+    gone = asyncio.ensure_future(watch())
+
+    async def unless_gone(work: Awaitable[T]) -> T:
+        job = asyncio.ensure_future(work)
+        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+        if job.done():
+            return job.result()
+        job.cancel()
+        raise ClientDisconnect
+
+    try:
+        yield unless_gone
+    except BaseException:
+        closed.set()
+        raise
+    finally:
+        gone.cancel()  # what a response sends listens for itself
 
 
 class Door:
@@ -359,6 +419,11 @@ def usage(answer: Answer) -> dict[str, Any]:
             "uncompressed_visual_tokens": answer.num_uncompressed_tokens,
         },
     }
+
+
+def noted(answer: Answer) -> dict[str, Any]:
+    """Return what to know before an answer is believed, as a field that clients of OpenAI's API keep."""
+    return {"notes": list(answer.notes)} if answer.notes else {}
 
 
 def event(body: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import binascii
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,16 @@ from urllib.parse import unquote, urlsplit
 import av
 import av.error
 from av.container import InputContainer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..fetch import FetchError, FetchLimits, fetch_pieces
 from ..pyav import open_input
 from ..video import VideoError, probe
-from ..video.pictures import open_picture
+from ..video.pictures import FORMATS, open_picture, reading
 
-MOVING = ("AVIF", "PNG")  # formats of pictures that FFmpeg reads where they move
+MOVING = ("AVIF", "PNG", "WEBP")  # formats of pictures that may be videos
 ANIMATIONS = ("apng", "gif")  # its containers that are decoded from their start to any frame
 BASE64_PIECE = 2**20  # characters; four of them are three bytes
-_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class MediaError(ValueError):
@@ -171,34 +171,37 @@ def check_media(
 
 
 def _check_listed(data: bytes, account: Account) -> None:
-    try:
-        with open_picture(data) as picture:
-            _check_size(picture.width, picture.height, account.limits)
-            account.decode(picture.width * picture.height)
-    except MediaError:
-        raise
-    except _PICTURE_ERRORS:
-        raise MediaError("a frame is no picture that can be read") from None
+    with _picture(data, "a frame is no picture that can be read") as picture:
+        if picture is None:
+            raise MediaError("a frame is no picture that can be read")
+        _check_size(picture.width, picture.height, account.limits)
+        account.decode(picture.width * picture.height)
 
 
 def _check_picture(source: bytes | Path, account: Account) -> int:
     """Check a file that Pillow reads, and return its number of frames; 0: FFmpeg reads it."""
+    with _picture(source, "the picture cannot be read") as picture:
+        if picture is None:
+            return 0
+        _check_size(picture.width, picture.height, account.limits)
+        # Pages, and further pictures of a camera, are no frames.
+        with reading("it"):
+            num_frames = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+        _check_count(num_frames, account.limits)
+        account.decode(picture.width * picture.height * num_frames)
+        return 0 if num_frames > 1 and picture.format == "PNG" else num_frames
+
+
+@contextmanager
+def _picture(source: bytes | Path, refusal: str) -> Iterator[Image.Image | None]:
+    """Give an opened picture, of which nothing is decoded; None: the file is none."""
     try:
-        with open_picture(source) as picture:
-            _check_size(picture.width, picture.height, account.limits)
-            # Pages, and further pictures of a camera, are no frames.
-            num_frames = getattr(picture, "n_frames", 1) if picture.format in (*MOVING, "WEBP") else 1
-            if num_frames > 1 and picture.format in MOVING:
-                return 0
-            _check_count(num_frames, account.limits)
-            account.decode(picture.width * picture.height * num_frames)
-            return num_frames
-    except UnidentifiedImageError:
-        return 0
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            yield open_picture(file, "it", FORMATS)
     except MediaError:
         raise
-    except _PICTURE_ERRORS:
-        raise MediaError("the picture cannot be read") from None
+    except (VideoError, OSError):
+        raise MediaError(refusal) from None
 
 
 def _check_video(source: bytes | Path, account: Account) -> int:

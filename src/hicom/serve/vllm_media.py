@@ -21,7 +21,7 @@ from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
 from ..square import Square
 from ..video import VideoError, read_frames
-from ..video.pictures import open_picture
+from ..video.pictures import FORMATS, open_picture
 from .media import Account, MediaError, load_media
 from .memory import Hold
 from .vllm_http import VLLMSettings, shared_memory
@@ -127,8 +127,8 @@ def _at_size(frames: list[bytes], media_io: Any) -> str:
     """
     pixels = 0
     for frame in frames:
-        with open_picture(frame) as picture:
-            pixels += picture.width * picture.height
+        picture = open_picture(io.BytesIO(frame), "a frame", FORMATS)
+        pixels += 0 if picture is None else picture.width * picture.height  # what is none was refused before
     if pixels > MAX_WHOLE_PIXELS:
         form = _form(**getattr(media_io, "kwargs", {}))
         if form is None:

@@ -30,12 +30,6 @@ def shrink(image: Image.Image, size: int | Square | None) -> Image.Image:
     return smaller
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return the width and height of a picture that is turned as its file says."""
-    is_turned = image.getexif().get(Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if is_turned else image.size
-
-
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
     rows = max(1, _ROWS // factor) * factor
     whole: Image.Image | None = None
