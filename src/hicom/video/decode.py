@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from .. import pyav
 from ..square import Square
-from .damage import is_complete, tagged_duration_s
+from .damage import is_complete, tagged_duration_s, unsound
 from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
 from .pictures import fit, squared
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
@@ -96,6 +96,7 @@ class Video:
             is_reordered = stream.codec_context.has_b_frames
             self._is_slotted = container.format.name in ("avi", "asf")  # they store times of decoding alone
             is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
+        self._unsound = unsound(self._packets)
         self._stamps = stamps_of(self._packets, self._is_slotted)
         # Where what packets change in the decoder is not told, none is left out.
         self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
@@ -108,18 +109,18 @@ class Video:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
         # What FFmpeg tells of AVI and ASF with frames that are not in the order of the file are guesses.
-        if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
+        is_guessed = self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets)
+        if is_guessed and not self._unsound:
             every = list(range(len(packets)))
             self._ranks = Ranks(every, self._key_positions)
             self._set_frames(every, set(every))
             return
-        self._order = order_by_stamps(packets, can_reorder, is_reordered)
+        self._order = None if is_guessed else order_by_stamps(packets, can_reorder, is_reordered)
         if self._order is None:
             self._scan()
             return
         # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
-        decodable = self._order[self._order.index(first) :]
-        self._set_frames(self._order, {position for position in decodable if not packets[position].is_corrupt})
+        self._set_frames(self._order, set(self._order[self._order.index(first) :]))
 
     def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         """Yield the frames `indices`; see `Clip`."""
@@ -200,8 +201,6 @@ class Video:
         for frame in self._run([(0, len(self._packets) - 1)]):
             if frame.pts is not None and self._packets[frame.pts].is_frame:
                 decoded.setdefault(frame.pts, frame.key_frame)
-        if not decoded:
-            raise VideoError(self._none_decodes(self.info.codec))
         if self._order is None:
             self._order = order_by_decoder(len(self._packets), decoded)
         self._ranks = None
@@ -222,6 +221,9 @@ class Video:
         """
         self._places = {position: place for place, position in enumerate(order)}
         order = [position for position in order if self._packets[position].is_frame]
+        readable = readable & set(order) - self._unsound
+        if not readable:
+            raise VideoError(self._none_decodes(self.info.codec))
         stamps = [self._stamps[position] for position in order]
         if self._is_slotted:
             stamps.sort(key=lambda stamp: -1 if stamp is None else stamp)
@@ -242,7 +244,7 @@ class Video:
     def _damage(self, num_frames: int, num_shown: int) -> str:
         """Return what is missing when so many frames can be read of those that the packets say are shown."""
         is_truncated = self._num_lost > 0
-        is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
+        is_damaged = self._num_errors > 0 or len(self._unsound) > 0
         num_promised = num_shown + self._num_lost
         if num_frames == num_promised or not (is_truncated or is_damaged):
             return ""
