@@ -9,16 +9,18 @@ No thread outlives the call that started it, so a process may fork between calls
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import av
 import av.error
@@ -26,6 +28,7 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -33,9 +36,11 @@ from numpy.typing import NDArray
 
 from .. import pyav
 from ..square import Square
+from .colour import Display, alpha_decoder
+from .cursor import Cursor, Cursors, Lost, Table
 from .damage import is_complete, tagged_duration_s, unsound
+from .index import read_index
 from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
-from .pictures import fit, squared
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
 from .types import ChooseAgain, Pixels, VideoError, VideoInfo
 
@@ -53,33 +58,41 @@ class Video:
 
     def __init__(self, file: Path | IO[bytes], name: str) -> None:
         self._file, self._name = file, name
+        self._load(may_index=True)
+
+    def _load(self, may_index: bool) -> None:
+        """Find out what there is; `may_index` takes what the packets say from an index, where there is one."""
+        name = self._name
         self._num_errors = 0
         self._num_empty = 0
         self._is_whole = False  # whether everything has to be decoded to read anything
         frame: VideoFrame | None = None
-        with self._opened() as (container, stream):
+        with self._opened() as (container, stream, context):
             codec = stream.codec_context.codec
             self._packets: list[Packet] = []
+            indexed: list[Packet] | None = None
             self._states = States()
             for packet in self._demux(container, stream):
                 self._states.add(len(self._packets), packet)
                 self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
-                    frame = next(iter(self._decode(stream, numbered(packet, len(self._packets) - 1))), None)
+                    frame = next(iter(self._decode(context, numbered(packet, len(self._packets) - 1))), None)
+                    if frame is not None and may_index and self._num_errors == 0:
+                        indexed = read_index(self._file, container, stream, self._packets)
+                        if indexed is not None:
+                            self._packets = indexed
+                            break
             if frame is None:
-                frame = next(iter(self._decode(stream, None)), None)
+                frame = next(iter(self._decode(context, None)), None)
             if not self._packets:
                 raise VideoError(f"{name}: the video stream has no frames; record or download the file again")
             if frame is None:
                 raise VideoError(self._none_decodes(codec.canonical_name))
             self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
             self.tick_s = float(stream.time_base or 1 / self._rate)
-            self._orientation = _orientation(frame)
-            stamps = {packet.pts for packet in self._packets}
-            is_unique = None not in stamps and len(stamps) == len(self._packets)
-            self._can_seek = container.format.name.startswith(("mov,", "matroska,")) and is_unique
+            self._display = Display.of(name, container.format.name, stream, frame)
+            self._table = Table(self._packets, codec.canonical_name, is_read=indexed is None)
             self._num_lost = self._count_lost(container, stream)
-            turned = self._orientation[0]
             self.info = VideoInfo(
                 name=name,
                 container=container_name(name, container.format.name),
@@ -87,13 +100,15 @@ class Video:
                 duration_s=0.0,
                 num_frames=0,
                 fps=0.0,
-                width=frame.height if turned else frame.width,
-                height=frame.width if turned else frame.height,
-                rotation=round(frame.rotation),
+                width=self._display.width,
+                height=self._display.height,
+                rotation=self._display.rotation,
+                is_mirrored=self._display.is_mirrored,
                 has_audio=len(container.streams.audio) > 0,
                 streams=tuple(describe_stream(each) for each in container.streams),
+                notes=self._display.notes,
             )
-            is_reordered = stream.codec_context.has_b_frames
+            is_reordered = context.has_b_frames
             self._is_slotted = container.format.name in ("avi", "asf")  # they store times of decoding alone
             is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
         self._unsound = unsound(self._packets)
@@ -103,7 +118,6 @@ class Video:
         self._order: list[int] | None = None  # the packets in the order of presentation, once that is known
         self._ranks: Ranks | None = None
         self._find_frames(codec.reorder, is_reordered, frame.pts or 0)
-        self._scaled(frame, 16, 16, VideoReformatter())  # an error now rather than after a model was loaded
 
     def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
@@ -122,17 +136,20 @@ class Video:
         # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
         self._set_frames(self._order, set(self._order[self._order.index(first) :]))
 
-    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
-        """Yield the frames `indices`; see `Clip`."""
+    def frames(
+        self, indices: list[int], size: int | Square | None, cursors: Cursors | None = None
+    ) -> Iterator[tuple[int, Pixels]]:
+        """Yield the frames `indices`; see `Clip`. `cursors` are open files to go on with."""
         reformatter = VideoReformatter()
         wanted = Wanted(indices, self._frames, self._ranks)
         spans = [(0, len(self._packets) - 1)] if self._is_whole else self._spans(indices)
-        for frame in self._run(spans, None if self._is_whole else wanted.positions):
-            index = wanted.take(frame.pts)
-            if index is not None:
-                yield index, self._pixels(frame, size, reformatter)
-            if self._is_whole and wanted.is_done():
-                return
+        with self._losing():
+            for frame in self._run(spans, None if self._is_whole else wanted.positions, cursors=cursors):
+                index = wanted.take(frame.pts)
+                if index is not None:
+                    yield index, self._display.pixels(frame, size, reformatter)
+                if self._is_whole and wanted.is_done():
+                    return
         if not wanted.is_done():
             self._decode_whole()
 
@@ -140,42 +157,73 @@ class Video:
         """Whether most of `indices` lie in groups of pictures of their own, so that few are decoded twice in pieces."""
         return not self._is_whole and 2 * len(self._spans(sorted(set(indices)))) > len(set(indices))
 
-    def read(self, indices: list[int], size: int | Square | None, put: Callable[[int, Pixels], None]) -> None:
+    def read(
+        self,
+        indices: list[int],
+        size: int | Square | None,
+        put: Callable[[int, Pixels], None],
+        cursors: Cursors | None = None,
+    ) -> None:
         """Give `put` all that `frames` yields, but in any order and from several threads at a time."""
         spans = [] if self._is_whole else self._spans(indices)
         num_workers = min(_num_threads(_MAX_THREADS), len(spans)) if self._can_reopen() else 1
         if num_workers <= 1:
-            for index, pixels in self.frames(indices, size):
+            for index, pixels in self.frames(indices, size, cursors):
                 put(index, pixels)
             return
         # All that threads share: each span is of one of them, and what they count besides only matters in a scan.
         wanted = Wanted(indices, self._frames, self._ranks)
-        left = deque(spans)
+        shares = _shares(spans, num_workers)
 
-        def take() -> Iterator[tuple[int, int]]:
-            with suppress(IndexError):
+        def take(own: deque[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+            last = -1
+            with suppress(IndexError):  # nothing is left
                 while True:
-                    yield left.popleft()
+                    # Who is done helps where most is left, but goes back in the file for nobody.
+                    most = own or max(shares, key=len)
+                    if most is not own and most[-1][0] < last:
+                        return
+                    span = most.popleft() if most is own else most.pop()
+                    last = span[1]
+                    yield span
 
-        def work() -> None:
+        def stop() -> None:
+            for share in shares:
+                share.clear()
+
+        def work(own: deque[tuple[int, int]]) -> None:
             reformatter = VideoReformatter()
             try:
                 # Decoders of one thread each waste the least: nothing is decoded ahead, none waits for another.
-                for frame in self._run(take(), wanted.positions, _num_threads(_MAX_THREADS) // num_workers):
+                num_threads = _num_threads(_MAX_THREADS) // num_workers
+                for frame in self._run(take(own), wanted.positions, num_threads, cursors):
                     index = wanted.take(frame.pts)
                     if index is not None:
-                        put(index, self._pixels(frame, size, reformatter))
-            finally:
-                left.clear()  # after a failure the others have nothing left to begin
+                        put(index, self._display.pixels(frame, size, reformatter))
+            except BaseException:
+                stop()  # the others have nothing left to begin
+                raise
 
-        with ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
+        with self._losing(), ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
             try:
-                for worker in [pool.submit(work) for _ in range(num_workers)]:
+                for worker in [pool.submit(work, share) for share in shares]:
                     worker.result()
             finally:
-                left.clear()  # also where the caller is interrupted while it waits
+                stop()  # also where the caller is interrupted while it waits
         if not wanted.is_done():
             self._decode_whole()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Choose again where what is read is not what was to be there, after looking at the packets themselves."""
+        try:
+            yield
+        except Lost:
+            if self._table.is_read:
+                self._table.can_seek = False
+            else:
+                self._load(may_index=False)
+            raise ChooseAgain from None
 
     # The frames there are
 
@@ -281,7 +329,7 @@ class Video:
         num_packets = len(self._packets)
         if stream.frames <= num_packets:
             return num_packets
-        with self._opened(ignore_editlist="1") as (container, uncut):
+        with self._opened(ignore_editlist="1") as (container, uncut, _):
             return num_packets + stream.frames - sum(1 for _ in self._demux(container, uncut))
 
     # Decoding
@@ -291,18 +339,21 @@ class Video:
         return isinstance(self._file, Path) or type(self._file) is io.BytesIO
 
     @contextmanager
-    def _opened(self, num_threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _opened(
+        self, num_threads: int = 1, **options: str
+    ) -> Iterator[tuple[InputContainer, VideoStream, VideoCodecContext]]:
         file = self._file
         if not isinstance(file, Path):
             if type(file) is io.BytesIO:
                 file = io.BytesIO(file.getvalue())  # shares the bytes, has its own position
             file.seek(0)
-            # A playlist from who knows where must not open files of this machine.
-            options["protocol_whitelist"] = "pipe"
         try:
             container = pyav.open_input(file, options)
         except (av.error.FFmpegError, OSError) as error:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
+            if error.errno == errno.EINVAL:  # what FFmpeg says of a format that is not allowed
+                others = "playlists and descriptions (HLS, DASH, concat, SDP), text and subtitles"
+                text = f"no video found in it; {others} are not read: give the video itself"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
         with container:
             covers = [each for each in container.streams.video if each.disposition & Disposition.attached_pic]
@@ -318,7 +369,7 @@ class Video:
             pyav.read_only(container, stream)
             stream.codec_context.thread_type = ThreadType.FRAME
             stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, num_threads)
-            yield container, stream
+            yield container, stream, alpha_decoder(stream, num_threads) or stream.codec_context
 
     def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
         self._num_empty = 0
@@ -331,10 +382,10 @@ class Video:
         except av.error.FFmpegError:
             self._num_errors += 1  # what comes after cannot be read
 
-    def _decode(self, stream: VideoStream, packet: av.Packet[VideoStream] | None) -> list[VideoFrame]:
+    def _decode(self, context: VideoCodecContext, packet: av.Packet[VideoStream] | None) -> list[VideoFrame]:
         """Return the undamaged frames that come out after `packet` goes in; None for the last ones."""
         try:
-            frames = stream.codec_context.decode(packet)
+            frames = context.decode(packet)
         except av.error.FFmpegError:
             self._num_errors += 1
             return []
@@ -362,64 +413,51 @@ class Video:
         return (keys[key] if key >= 0 else 0), position
 
     def _run(
-        self, spans: Iterable[tuple[int, int]], wanted: frozenset[int] | None = None, num_threads: int = _MAX_THREADS
+        self,
+        spans: Iterable[tuple[int, int]],
+        wanted: frozenset[int] | None = None,
+        num_threads: int = _MAX_THREADS,
+        cursors: Cursors | None = None,
     ) -> Iterator[VideoFrame]:
         """Decode spans of packets; with `wanted`, skip what neither the frames of these packets nor others need."""
-        positions = {packet.pts: position for position, packet in enumerate(self._packets)}
-        with self._opened(_num_threads(num_threads)) as (container, stream):
-            context = stream.codec_context
-            if wanted is None:
-                context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
-            packets: Iterator[tuple[int, av.Packet[VideoStream]]] = enumerate(self._demux(container, stream))
-            position = -1
+        opened = partial(self._opened, _num_threads(num_threads))
+        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, _SEEK_PACKETS))
+        is_done = False
+        try:
             for first, last in spans:
-                if self._can_seek and first - position > _SEEK_PACKETS:
-                    container.seek(self._packets[first].pts or 0, stream=stream)
-                    packets = ((positions[packet.pts], packet) for packet in self._demux(container, stream))
-                is_started = False
-                for position, packet in packets:
+                for position, packet in cursor.packets_from(first):
+                    context = cursor.context
+                    if wanted is None and position == 0:
+                        context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
                     if position == first:
-                        is_started = True
                         self._states.bring(position, packet)
-                    if is_started:
-                        # The first packet is needed anyway; some decoders read this setting only when they open.
-                        is_needed = wanted is None or position == first or position in wanted
-                        context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-                        yield from self._decode(stream, numbered(packet, position))
+                    # The first packet is needed anyway; some decoders read this setting only when they open.
+                    is_needed = wanted is None or position == first or position in wanted
+                    context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                    yield from self._decode(cursor.context, numbered(packet, position))
                     if position >= last:
                         break
-                yield from self._decode(stream, None)
-                context.flush_buffers()
+                yield from self._decode(cursor.context, None)
+                cursor.context.flush_buffers()
+            is_done = True
+        finally:
+            if is_done and cursors is not None:
+                cursors.give(cursor)
+            else:
+                cursor.close()
 
-    def _pixels(self, frame: VideoFrame, size: int | Square | None, reformatter: VideoReformatter) -> Pixels:
-        is_turned, flip_x, flip_y = self._orientation
-        width, height = fit(self.info.width, self.info.height, size)
-        if is_turned:
-            width, height = height, width
-        pixels = np.asarray(self._scaled(frame, width, height, reformatter).to_ndarray(), np.uint8)
-        if is_turned:
-            pixels = pixels.transpose(1, 0, 2)
-        return squared(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1], size)
 
-    def _scaled(self, frame: VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> VideoFrame:
-        try:
-            return pyav.scale(frame, width, height, reformatter)
-        except (av.error.FFmpegError, OSError) as error:  # not all of them are errors of PyAV
-            kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
-            text = f"its colours, {kind}, cannot be converted; convert it to BT.709 ({error.strerror})"
-            raise VideoError(f"{self._name}: {text}") from error
+def _shares(spans: list[tuple[int, int]], num: int) -> list[deque[tuple[int, int]]]:
+    """Divide spans of packets so that all shares take about as long; each goes forward through the file."""
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(num)]
+    loads = [0] * num
+    for first, last in sorted(spans, key=lambda span: span[0] - span[1]):
+        least = loads.index(min(loads))
+        shares[least].append((first, last))
+        loads[least] += last - first + 1
+    return [deque(sorted(share)) for share in shares]
 
 
 def _num_threads(most: int) -> int:
     # A container or a scheduler may have given this process fewer processors than the machine has.
     return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """Return whether to swap the axes and then to flip x and y, so that the picture stands upright."""
-    side_data: Mapping[Any, Any] = frame.side_data
-    if "DISPLAYMATRIX" not in side_data:
-        return False, False, False
-    # 16.16 fixed point: x' = a x + c y, y' = b x + d y. Angles between right ones go to the nearest.
-    a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5]
-    return (False, bool(a < 0), bool(d < 0)) if abs(a) >= abs(b) else (True, bool(c < 0), bool(b < 0))

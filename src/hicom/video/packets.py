@@ -28,13 +28,24 @@ class Packet(NamedTuple):
     is_key: bool
     is_frame: bool  # one that is shown: not there for reference only and not cut away by an edit list
     is_corrupt: bool
+    pos: int | None = None  # byte of the file with which it begins, where the container tells
+    size: int = 0  # bytes
 
 
 def describe_packet(packet: av.Packet[VideoStream], codec: str) -> Packet:
     """Return what a packet says."""
     # A VP8 packet may hold a picture for reference only: bit 4 of its header says whether it is shown (RFC 6386, 9.1).
     is_frame = not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
-    return Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_frame, packet.is_corrupt)
+    return Packet(
+        packet.pts,
+        packet.dts,
+        packet.duration or 0,
+        packet.is_keyframe,
+        is_frame,
+        packet.is_corrupt,
+        packet.pos,
+        packet.size,
+    )
 
 
 def numbered(packet: av.Packet[VideoStream], position: int) -> av.Packet[VideoStream]:
@@ -60,10 +71,13 @@ class States:
                 changes.append((position, state))
 
     def bring(self, position: int, packet: av.Packet[VideoStream]) -> None:
-        """Let a packet bring what the packets before it changed, for a decoder that may have left them out."""
+        """Let a packet bring what it and those before it changed, for a decoder that may have left them out.
+
+        FLV has changes in tags of their own: a packet that is sought does not even bring its own.
+        """
         for changes in self._changes.values():
             number = bisect_right(changes, position, key=lambda change: change[0]) - 1
-            if number >= 0 and changes[number][0] < position:
+            if number >= 0:
                 pyav.bring_state(packet, changes[number][1])
 
 
