@@ -1,9 +1,9 @@
 """The frames of a video stream: which there are, and the groups of pictures that hold chosen ones, decoded.
 
-The packets are read once without decoding, which gives the exact presentation time of every frame whatever the
-container's header says; then only the groups of pictures that hold chosen frames are decoded, several at a time, and
-pictures that no other one refers to are skipped unless chosen. Where time stamps cannot be trusted, or chosen frames
-turn out to be damaged, everything is decoded once to learn what is there and the frames are chosen again from that.
+The packets are read once without decoding, which gives the one time line of the file, whatever its header says and
+whatever is asked; then only the groups of pictures that hold chosen frames are decoded, several at a time, and
+pictures that no other one refers to are skipped unless chosen. Where the packets do not say in which order frames are
+shown, or chosen ones turn out to be damaged, everything is decoded once to learn that; times that were right stay.
 No thread outlives the call that started it, so a process may fork between calls.
 """
 
@@ -38,7 +38,7 @@ from .. import pyav
 from ..square import Square
 from .colour import Display, alpha_decoder
 from .cursor import Cursor, Cursors, Lost, Table
-from .damage import is_complete, tagged_duration_s
+from .damage import is_complete, tagged_duration_s, unsound
 from .index import read_index
 from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
@@ -52,8 +52,9 @@ _SEEK_PACKETS = 256  # reading past fewer packets than this is cheaper than a se
 class Video:
     """The best video stream of a file.
 
-    A frame is recognised by its presentation time stamp or, once everything was decoded because those cannot be relied
-    on, by its number among the frames that decode.
+    A frame is known by its packet: a decoder gets the position of the packet in place of its times, and gives it back
+    with the frame. Which packet is which frame, and when it is shown, `timeline` says; AVI and ASF with frames in
+    another order than that of the file say only when (`Ranks`).
     """
 
     def __init__(self, file: Path | IO[bytes], name: str) -> None:
@@ -111,6 +112,7 @@ class Video:
             is_reordered = context.has_b_frames
             self._is_slotted = container.format.name in ("avi", "asf")  # they store times of decoding alone
             is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
+        self._unsound = unsound(self._packets)
         self._stamps = stamps_of(self._packets, self._is_slotted)
         # Where what packets change in the decoder is not told, none is left out.
         self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
@@ -122,18 +124,18 @@ class Video:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
         # What FFmpeg tells of AVI and ASF with frames that are not in the order of the file are guesses.
-        if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
+        is_guessed = self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets)
+        if is_guessed and not self._unsound:
             every = list(range(len(packets)))
             self._ranks = Ranks(every, self._key_positions)
             self._set_frames(every, set(every))
             return
-        self._order = order_by_stamps(packets, can_reorder, is_reordered)
+        self._order = None if is_guessed else order_by_stamps(packets, can_reorder, is_reordered)
         if self._order is None:
             self._scan()
             return
         # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
-        decodable = self._order[self._order.index(first) :]
-        self._set_frames(self._order, {position for position in decodable if not packets[position].is_corrupt})
+        self._set_frames(self._order, set(self._order[self._order.index(first) :]))
 
     def frames(
         self, indices: list[int], size: int | Square | None, cursors: Cursors | None = None
@@ -248,8 +250,6 @@ class Video:
         for frame in self._run([(0, len(self._packets) - 1)]):
             if frame.pts is not None and self._packets[frame.pts].is_frame:
                 decoded.setdefault(frame.pts, frame.key_frame)
-        if not decoded:
-            raise VideoError(self._none_decodes(self.info.codec))
         if self._order is None:
             self._order = order_by_decoder(len(self._packets), decoded)
         self._ranks = None
@@ -270,6 +270,9 @@ class Video:
         """
         self._places = {position: place for place, position in enumerate(order)}
         order = [position for position in order if self._packets[position].is_frame]
+        readable = readable & set(order) - self._unsound
+        if not readable:
+            raise VideoError(self._none_decodes(self.info.codec))
         stamps = [self._stamps[position] for position in order]
         if self._is_slotted:
             stamps.sort(key=lambda stamp: -1 if stamp is None else stamp)
@@ -290,7 +293,7 @@ class Video:
     def _damage(self, num_frames: int, num_shown: int) -> str:
         """Return what is missing when so many frames can be read of those that the packets say are shown."""
         is_truncated = self._num_lost > 0
-        is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
+        is_damaged = self._num_errors > 0 or len(self._unsound) > 0
         num_promised = num_shown + self._num_lost
         if num_frames == num_promised or not (is_truncated or is_damaged):
             return ""
@@ -377,6 +380,8 @@ class Video:
                     yield packet
                 elif packet.pts is not None:
                     self._num_empty += 1  # AVI repeats a frame this way
+        except IndexError:
+            pass  # PyAV at the end of a file in which streams were found on the way
         except av.error.FFmpegError:
             self._num_errors += 1  # what comes after cannot be read
 
@@ -419,7 +424,9 @@ class Video:
     ) -> Iterator[VideoFrame]:
         """Decode spans of packets; with `wanted`, skip what neither the frames of these packets nor others need."""
         opened = partial(self._opened, _num_threads(num_threads))
-        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, _SEEK_PACKETS))
+        # Where it is not told what packets change in the decoder, a seek brings it, and reading past them does not.
+        seek_packets = _SEEK_PACKETS if pyav.TELLS_STATE else 1
+        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, seek_packets))
         is_done = False
         try:
             for first, last in spans:
