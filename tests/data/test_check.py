@@ -1,6 +1,7 @@
 """`hicom data check` and `hicom data stats`: bad records and files are found, and tokens are those of training."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +204,41 @@ def test_faults_of_records_are_counted_by_kind(tmp_path: Path, capsys: pytest.Ca
     skip = read_skip_list(tmp_path / "skip.jsonl")
     (source,) = read_sources([tmp_path / "r.jsonl"], skip=skip)
     assert len(not_skipped(source, skip)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"video": "\\ud800.mp4", "conversations": TALK}', "half of a character"),
+        ('{"video": "good.mp4", "conversations": TALK, "note": {"x": ["\\udfff"]}}', "half of a character"),
+        ('{"video": "good.mp4", "conversations": TALK, "\\uD9ab": 1}', "half of a character"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"video": "good.mp4", "conversations": TALK, "note": ' + "[" * 200_000, "nested too deeply"),
+    ],
+    ids=["path", "field", "name", "deep", "deep field"],
+)
+def test_odd_json_is_named_by_file_and_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, bad: str, message: str
+) -> None:
+    good = json.dumps(record("good.mp4"))
+    lines = [good, bad.replace("TALK", json.dumps(record(None)["conversations"])), good]
+    path = tmp_path / f"odd{suffix}"
+    path.write_text("\n".join(lines) if suffix == ".jsonl" else "[" + ",\n".join(lines) + "]")
+    skip = tmp_path / "skip.jsonl"
+    code = cli.main(["data", "check", str(path), "--root", str(folder), "--num-workers", "1", "--skip-list", str(skip)])
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert re.search(rf"odd{suffix}, line 2: .*{message}", out + err)
+    assert "Traceback" not in out + err
+    if suffix == ".jsonl" or "deep" not in message:  # an array that is not JSON has no further records
+        assert "2 samples of 2 records, 1 bad" in out
+        assert len(read_skip_list(skip).lines) == 1
+
+
+def test_whole_characters_are_no_halves(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "whole.jsonl"
+    path.write_text(json.dumps(record("good.mp4", "Was ist das \U0001f600 \u00e9?")) + "\n")
+    assert "\\ud83d\\ude00" in path.read_text()
+    (source,) = read_sources([path], folder)
+    assert "\U0001f600" in source[0].messages[0]["content"]

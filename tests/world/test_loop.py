@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from hicom.locks import claimed, owned
-from hicom.world.loop import beside
+from hicom.world.loop import StepsConfig, beside, train_steps
 from hicom.world.reader import ReaderConfig, main, train
 
 CONFIG = ReaderConfig(steps=2, batch=1, warmup=1, hidden_size=32, intermediate_size=64, num_layers=1)
@@ -23,7 +24,7 @@ CONFIG = ReaderConfig(steps=2, batch=1, warmup=1, hidden_size=32, intermediate_s
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from hicom.world.loop import beside
+from hicom.world.loop import StepsConfig, beside, train_steps
 from hicom.world.reader import ReaderConfig, train
 if __name__ == "__main__":
     out = Path(sys.argv[1])
@@ -86,3 +87,16 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with owned(tmp_path), pytest.raises(SystemExit, match=f"error: .* is in use by process {os.getpid()}; stop it"):
         main(CONFIG, tmp_path, threads=torch.get_num_threads())
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_no_number_stops_the_training_and_is_not_written(tmp_path: Path, number: float) -> None:
+    module = torch.nn.Linear(2, 2)
+    config = StepsConfig(steps=4, batch=1, lr=0.1, warmup=1, weight_decay=0.0)
+
+    def loss(step: int) -> torch.Tensor:
+        return module(torch.ones(2)).sum() * (number if step == 2 else 1.0)
+
+    with pytest.raises(ValueError, match=f"step 3 in .*: the loss is -?{number}; train in another folder"):
+        train_steps(module, loss, config, tmp_path, name="x", model=None, tokenizer=None, measure=dict)
+    assert not (tmp_path / "resume.pt").exists()
