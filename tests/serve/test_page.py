@@ -1,6 +1,7 @@
 """The page's questions, asked as a browser or any other client of its address asks them."""
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -67,7 +68,10 @@ def page(chat: VideoChat) -> Iterator[tuple[str, int]]:
 
     found = create_page(LocalBackend(chat, name="hicom-tiny"))
     (function,) = (number for number, each in enumerate(found.config["dependencies"]) if len(each["inputs"]) == 6)
-    _, url, _ = launch(found, host="127.0.0.1", port=0, max_bytes=10**7, wait=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    _, url, _ = launch(found, host="127.0.0.1", port=port, max_bytes=10**7, wait=False)
     yield url, function
     found.close()
 
