@@ -60,7 +60,7 @@ test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -m 'vllm or not vllm' --timeout 600 tests/serve/test_vllm.py
 
 test-web: $(WEB)/.ready
-	$(WEB)/bin/python -m pytest -m browser --timeout 120 tests/serve/test_web.py
+	$(WEB)/bin/python -m pytest -m browser --timeout 120 tests/serve/test_web.py tests/serve/test_page.py
 
 test-deepspeed: $(ZERO)/.ready
 	$(ZERO_ENV) python -m pytest -m deepspeed --timeout 600 tests/train/test_deepspeed.py

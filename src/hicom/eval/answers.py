@@ -22,7 +22,8 @@ _LEAD = re.compile(
 )
 # Words that say which letter it is, right before it.
 _STATES = (
-    r"(?:(?:\bans\b\.?|answer|option|choice)(?: (?:is|was|would be|should be|must be))?\s*:?(?: option)?|"
+    r"(?:(?:\bans\b\.?|answer|option|choice)(?: (?:is|was|would be|should be|must be))?"
+    r"(?:\s*:(?: option)?|\s* option)?|"
     r"\bit(?: is|'s| must be| should be| would be)(?: option)?|"
     r"\b(?:choose|chose|pick|select|go with|going with)(?: option)?)"
 )
@@ -70,9 +71,12 @@ def _without_markup(text: str) -> str:
     # What was thought is not said; without its end, all that follows was.
     text = re.sub(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", " ", text, flags=re.DOTALL)
     text = text.rpartition("</think>")[2]
-    text = re.sub(r"[*`$]|\b_+|_+\b|^\s*#+\s*", "", text, flags=re.MULTILINE)
+    # Blanks and underscores are looked at where they begin, so that no run of them is read twice.
+    text = re.sub(
+        r"[*`$]|(?<!\w)_+|(?<!_)_+(?!\w)|(?<!\s)(\A|[^\S\n]*\n)\s*#+\s*|^#+\s*", r"\1", text, flags=re.MULTILINE
+    )
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"[\[<{\"\u201c\u2018']\s*([A-Za-z])\s*[.)]?\s*[\]>}\"\u201d\u2019']", r"(\1)", text)
+    text = re.sub(r"[\[<{\"\u201c\u2018']\s*([A-Za-z])\s*(?:[.)]\s*)?[\]>}\"\u201d\u2019']", r"(\1)", text)
     return text.strip()
 
 
@@ -98,7 +102,7 @@ def _beginning(text: str, letters: str) -> set[str]:
 
 def _next_letter(rest: str, letters: str) -> set[str]:
     """Return the letter that continues an enumeration, as in "A and B"."""
-    another = re.match(rf"\s*[,;/&]?\s*(?:and\s+|or\s+)?(?:option\s+)?\(?([{letters}])(?:\s*[).:,]|\s*$)", rest)
+    another = re.match(rf"\s*(?:[,;/&]\s*)?(?:and\s+|or\s+)?(?:option\s+)?\(?([{letters}])(?:\s*[).:,]|\s*$)", rest)
     return {another.group(1)} if another else set()
 
 

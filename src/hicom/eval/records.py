@@ -32,7 +32,7 @@ TAKEN = ("lock", "results.md")
 """Names of files in a folder of results."""
 MAX_NEW_TOKENS = 256
 """Longest open answer."""
-_PLACEHOLDER = re.compile(r"\s*(?:{0})\s*\Z|(?:{0})\s*".format("|".join(PLACEHOLDERS.values())))
+_PLACEHOLDER = re.compile(r"(?<!\s)\s*(?:{0})\s*\Z|(?:{0})\s*".format("|".join(PLACEHOLDERS.values())))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
-_CUE = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}.*$", re.MULTILINE)
+_CUE = re.compile(rf"^[^\S\n]*{_TIME}\s*-->\s*{_TIME}.*$", re.MULTILINE)
+_MARKUP = re.compile(r"<|\{\\")
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,29 @@ def read_subtitles(path: Path) -> list[Cue]:
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         text = content[mark.end() : len(content) if following is None else following.start()]
         # The next cue's number, on a line of its own, belongs to the next cue.
-        text = re.sub(r"\n\s*\d+\s*$", "", text.rstrip()) if following is not None else text
-        text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>|\{\\[^}]*\}", "", text)).strip()
+        before, line_break, last = text.rstrip().rpartition("\n")
+        if following is not None and line_break and last.strip().isdecimal():
+            text = before
+        text = " ".join(_without_markup(text).split())
         groups = mark.groups()
         if text:
             cues.append(Cue(_seconds(groups[:4]), _seconds(groups[4:]), text))
     return sorted(cues, key=lambda cue: cue.start_s)
+
+
+def _without_markup(text: str) -> str:
+    r"""Return a text without `<...>` and `{\\...}`; what is not closed stays."""
+    parts, place, begin = [], 0, 0
+    ends = {"<": ">", "{\\": "}"}
+    while (mark := _MARKUP.search(text, begin)) is not None:
+        begin = mark.end()
+        end = text.find(ends[mark[0]], begin) if mark[0] in ends else -1
+        if end < 0:
+            ends.pop(mark[0], None)  # nor is any later one closed
+            continue
+        parts.append(text[place : mark.start()])
+        place = begin = end + 1
+    return "".join(parts) + text[place:]
 
 
 def _seconds(parts: Sequence[str | None]) -> float:

@@ -85,6 +85,7 @@ class Backend(Protocol):
         num_frames: that a video has by default.
         max_frames: that it may have.
         has_pictures: where the model looked can be shown.
+        num_parallel: questions that it answers side by side; more wait in a queue.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Backend(Protocol):
     num_frames: int
     max_frames: int
     has_pictures: bool
+    num_parallel: int
 
     def budget(self, num_frames: int) -> Budget | None:
         """Return what a video of `num_frames` frames may take; None where it cannot be chosen or is not known."""
@@ -115,6 +117,7 @@ class LocalBackend:
         limits: for videos.
         max_frames: that a video may have.
         max_new_tokens: longest answer.
+        max_answer_s: time for writing an answer, since others wait for it; what is written by then is shown.
         kept_videos: encoded videos that are kept.
     """
 
@@ -126,12 +129,14 @@ class LocalBackend:
         limits: MediaLimits | None = None,
         max_frames: int = 256,
         max_new_tokens: int = 256,
+        max_answer_s: float = 60.0,
         kept_videos: int = 8,
     ) -> None:
+        self.num_parallel = 1  # one model: its work is done one question after the other
         self.chat, self.name = chat, name
         self.limits = limits or MediaLimits()
         self.num_frames, self.max_frames = chat.processor.num_frames, max(max_frames, chat.processor.num_frames)
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.max_answer_s = max_new_tokens, max_answer_s
         trained = "" if chat.domain is None else f"Trained on {chat.domain.description}."
         self.about = "  \n".join([trained, *map(sentence, chat.notes())]).strip()
         chat.model.is_toy_told = True
@@ -158,10 +163,15 @@ class LocalBackend:
         Raises:
             ValueError: what is wrong with the video or the question.
         """
+        self.chat._check_texts([messages])  # before the video is read
         encoded = self._encoded(video, num_frames)
         notes = self.chat.notes([encoded])
         pieces = self.chat.stream_reply(
-            messages, [encoded], max_visual_tokens=max_visual_tokens, max_new_tokens=self.max_new_tokens
+            messages,
+            [encoded],
+            max_visual_tokens=max_visual_tokens,
+            max_new_tokens=self.max_new_tokens,
+            max_time=self.max_answer_s,
         )
         text = ""
         try:
@@ -174,6 +184,9 @@ class LocalBackend:
                 yield Update(text, notes=notes)
         finally:
             pieces.close()
+        if answer.is_cut and answer.num_new_tokens < self.max_new_tokens:
+            cut = "the answer ends here, at the limit of its time or of the model's context"
+            notes = (*notes, cut)
         costs = Costs(
             answer.num_prompt_tokens,
             answer.num_new_tokens,
@@ -205,6 +218,7 @@ class RemoteBackend:
         max_frames: that it may have.
         max_bytes: of a video that is sent.
         timeout_s: of a request.
+        num_parallel: questions that are sent side by side.
 
     Raises:
         ImportError: the package `openai` is missing.
@@ -221,7 +235,9 @@ class RemoteBackend:
         max_frames: int = 64,
         max_bytes: int = 256 * 10**6,
         timeout_s: float = 600.0,
+        num_parallel: int = 8,
     ) -> None:
+        self.num_parallel = num_parallel
         try:
             import openai
         except ModuleNotFoundError:

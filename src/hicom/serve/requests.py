@@ -15,6 +15,8 @@ CONDITIONING = ("instruction", "window", "max_visual_tokens", "num_frames", "fps
 """Fields that OpenAI does not know."""
 IGNORED = frozenset({"user", "n", "stream", "stream_options", "model", "messages", "seed", "store", "metadata", "stop"})
 """Known fields that are read elsewhere, or change nothing here."""
+LEAST_FPS = 1e-4
+"""A frame in three hours."""
 GREEDY = 1e-5
 """Temperatures below are 0, as in vLLM: logits divided by much smaller ones are no numbers any more."""
 
@@ -162,7 +164,7 @@ def split_fields(
     if "num_frames" in given:
         choice["num_frames"] = _whole(given["num_frames"], "num_frames", limits.max_frames)
     if "fps" in given:
-        choice |= {"fps": _number(given["fps"], "fps", 0, 120), "max_frames": limits.max_frames}
+        choice |= {"fps": _number(given["fps"], "fps", LEAST_FPS, 120), "max_frames": limits.max_frames}
     if "num_frames" in choice and "fps" in choice:
         raise RequestError("'num_frames' and 'fps' both choose the frames; give one", "fps", "conflict")
     if "window" in options and "max_visual_tokens" in options:

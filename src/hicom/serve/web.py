@@ -6,6 +6,7 @@ import html
 import logging
 import os
 import re
+from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 
 from .backends import Backend, Budget, Costs, sentence
+from .requests import RequestLimits
 
 logger = logging.getLogger(__name__)
 History = list[dict[str, str]]
@@ -33,6 +35,29 @@ CSS = """
 .cost td.wide {width: 100%}
 .cost .caution {color: #d9480f}
 """
+MAX_CHARACTERS = RequestLimits().max_characters
+"""Of a conversation, as in requests to the server."""
+MAX_BUDGET = 10**6
+"""Visual tokens, as in requests to the server."""
+
+
+def _as_sent(slider: Any, payload: Any) -> Any:
+    """Return what a client sent for a slider, to be checked where it is used."""
+    return payload
+
+
+# A slider for browsers; gradio's own raises where a client sends a wrong number, and prints a traceback into the log.
+# Made past the first step of gradio's metaclass, which writes a file beside this one.
+_Slider: Any = ABCMeta.__new__(
+    type(gr.Slider), "_Slider", (gr.Slider,), {"preprocess": _as_sent, "is_template": True, "__module__": __name__}
+)
+
+
+def _whole(value: Any, least: int, most: int) -> int | None:
+    """Return a number of a slider; None where it is no whole number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        return None
+    return int(value) if value == int(value) else None
 
 
 def create_page(backend: Backend, *, sample: Path | None = None, questions: Sequence[str] = ()) -> gr.Blocks:
@@ -52,8 +77,8 @@ def create_page(backend: Backend, *, sample: Path | None = None, questions: Sequ
                 video = gr.Video(label="Video", sources=["upload"], elem_id="video", height=300, buttons=[])
                 if sample is not None:
                     gr.Examples([[str(sample)]], [video], label="Sample clip")
-                frames = gr.Slider(1, backend.max_frames, backend.num_frames, step=1, label="Frames", elem_id="frames")
-                budget = gr.Slider(**budget_range(backend, backend.num_frames), step=1, elem_id="budget")
+                frames = _Slider(1, backend.max_frames, backend.num_frames, step=1, label="Frames", elem_id="frames")
+                budget = _Slider(**budget_range(backend, backend.num_frames), step=1, elem_id="budget")
                 plan = gr.Markdown(plan_text(backend, backend.num_frames, 0), elem_id="plan")
             with gr.Column(scale=7, min_width=360):
                 talk = gr.Chatbot(label="Conversation", height=330, elem_id="talk", buttons=[])
@@ -86,7 +111,7 @@ def create_page(backend: Backend, *, sample: Path | None = None, questions: Sequ
         )
 
         def ask(
-            path: str | None, text: str, turns: History, last_path: str | None, num_frames: int, most: int
+            path: str | None, text: str, turns: History, last_path: str | None, num_frames: Any, most: Any
         ) -> Iterator[tuple[Any, ...]]:
             turns = turns if path == last_path else []
 
@@ -101,10 +126,17 @@ def create_page(backend: Backend, *, sample: Path | None = None, questions: Sequ
             if not text or not text.strip():
                 yield refuse("Ask a question.")
                 return
+            number, tokens = _whole(num_frames, 1, backend.max_frames), _whole(most, 0, MAX_BUDGET)
+            if number is None or tokens is None:
+                yield refuse(f"Choose 1 to {backend.max_frames} frames, and no or a positive number of visual tokens.")
+                return
             asked: History = [*turns, {"role": "user", "content": text.strip()}]
+            if (size := sum(len(turn["content"]) for turn in asked)) > MAX_CHARACTERS:
+                yield refuse(f"The conversation has {size:,} characters; at most {MAX_CHARACTERS:,} are taken.")
+                return
             yield asked, asked, path, "", "", "", None
             try:
-                for update in backend.reply(Path(path), asked, int(num_frames), int(most) or None):
+                for update in backend.reply(Path(path), asked, number, tokens or None):
                     whole = [*asked, {"role": "assistant", "content": update.text}]
                     cost, seconds = meter_html(update.costs, update.notes), times_html(update.costs)
                     yield whole, whole, path, "", cost, seconds, update.picture
@@ -118,20 +150,26 @@ def create_page(backend: Backend, *, sample: Path | None = None, questions: Sequ
             ask,
             [video, question, history, about, frames, budget],
             [talk, history, about, question, meter, times, picture],
-            concurrency_limit=1,
+            concurrency_limit=backend.num_parallel,  # those who wait see their place in the queue
             show_progress="minimal",
             api_visibility="private",
         )
 
-        def change_frames(num_frames: int) -> tuple[Any, str]:
-            return gr.Slider(**budget_range(backend, int(num_frames))), plan_text(backend, int(num_frames), 0)
+        def change_frames(num_frames: Any) -> tuple[Any, Any]:
+            if (number := _whole(num_frames, 1, backend.max_frames)) is None:
+                return gr.skip(), gr.skip()
+            return _Slider(**budget_range(backend, number)), plan_text(backend, number, 0)
+
+        def change_budget(num_frames: Any, most: Any) -> Any:
+            number, tokens = _whole(num_frames, 1, backend.max_frames), _whole(most, 0, MAX_BUDGET)
+            return gr.skip() if number is None or tokens is None else plan_text(backend, number, tokens)
 
         def nothing() -> tuple[Any, ...]:
             return [], [], "", "", None
 
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         frames.release(change_frames, [frames], [budget, plan], **private)
-        budget.change(lambda n, most: plan_text(backend, int(n), int(most)), [frames, budget], [plan], **private)
+        budget.change(change_budget, [frames, budget], [plan], **private)
         emptied = [talk, history, meter, times, picture]
         for event in (clear.click, talk.clear):
             event(nothing, None, emptied, cancels=[asking], **private)
