@@ -16,7 +16,7 @@ from pathlib import Path
 GOOD = ("answered", "answered with a warning", "clear error")
 BAD = ("wrong answer", "unclear error", "traceback", "signal", "hang", "memory")
 """Each of these is a fault."""
-LONGEST_ERROR = 500
+LONGEST_ERROR = 1000
 """Characters of an error that is still clear."""
 
 

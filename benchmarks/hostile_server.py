@@ -370,6 +370,7 @@ def protocol() -> Iterator[Attack]:
         "a huge chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}",
         "a body shorter than its length": POST + b"Content-Length: 99\r\n\r\n{}",
         "a null in the path": b"GET /v1/models\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a length and chunks": POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     }
     for name, data in raw.items():
         yield Attack("http", name, statuses=refused, do=partial(Server.raw, data=data))
@@ -380,6 +381,9 @@ def protocol() -> Iterator[Attack]:
     for path in paths:
         asking = partial(Server.ask, method="GET", path=path)
         yield Attack("http", f"path {path[:30]}", statuses=(*refused, 307), do=asking)
+    of_a_page = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+    asking = partial(Server.ask, method="POST", path=CHAT, body=chat(QUESTION, data_url(DEMO)), headers=of_a_page)
+    yield Attack("http", "the page of another site", statuses=(403,), do=asking)
     for method in ("PUT", "DELETE", "TRACE", "CONNECT", "XYZ"):
         yield Attack("http", method, statuses=refused, do=partial(Server.ask, method=method, path=CHAT))
 

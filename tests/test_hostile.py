@@ -90,7 +90,7 @@ def test_every_kind_of_fault_is_found(hostile: ModuleType, files: ModuleType, ch
     found = {name: hostile.in_child(work, "a", "b", limits).result for name, work in works.items()}
     assert found == {name: name for name in works}
     assert hostile.error_kind("clip.mp4: one\ntwo", "clip.mp4") == "unclear error"
-    assert hostile.error_kind("clip.mp4: " + "x" * 1000, "clip.mp4") == "unclear error"
+    assert hostile.error_kind("clip.mp4: " + "x" * 2000, "clip.mp4") == "unclear error"
 
 
 def test_wrong_answers_are_found(hostile: ModuleType, files: ModuleType, chat: VideoChat, tmp_path: Path) -> None:
