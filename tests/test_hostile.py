@@ -1,4 +1,4 @@
-"""The hostile corpus of `benchmarks/hostile.py`: a part of it in every run of the tests, all of it on demand."""
+"""A part of the hostile corpus, and whether its table finds faults; `python benchmarks/hostile.py` is all of it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_corpus_is_the_same_from_the_same_seed(hostile: ModuleType, files: M
 
 def test_every_kind_of_fault_is_found(hostile: ModuleType, files: ModuleType, chat: VideoChat) -> None:
     """What a table of zeros is worth."""
-    limits = hostile.Limits(seconds=1.0, megabytes=200)
+    limits = hostile.Limits(seconds=30.0, megabytes=200)
 
     def named(text: str) -> tuple[str, str]:
         return hostile.error_kind(text, "clip.mp4"), text
@@ -84,11 +84,12 @@ def test_every_kind_of_fault_is_found(hostile: ModuleType, files: ModuleType, ch
         "unclear error": lambda: named("not enough values to unpack (expected 3, got 1)"),
         "traceback": fail,
         "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
-        "hang": lambda: time.sleep(60),
         "memory": allocate,
     }
     found = {name: hostile.in_child(work, "a", "b", limits).result for name, work in works.items()}
     assert found == {name: name for name in works}
+    shortly = hostile.Limits(seconds=0.5)
+    assert hostile.in_child(lambda: time.sleep(60), "a", "b", shortly).result == "hang"
     assert hostile.error_kind("clip.mp4: one\ntwo", "clip.mp4") == "unclear error"
     assert hostile.error_kind("clip.mp4: " + "x" * 2000, "clip.mp4") == "unclear error"
 
@@ -132,9 +133,3 @@ def test_the_page_counts_every_fault(hostile: ModuleType) -> None:
     page = hostile.page(facts)
     assert f"## Faults: {len(hostile.BAD)}" in page
     assert "| files | 7 | 1 |  |  | 1 | 1 | 1 | 1 | 1 | 1 |" in page
-
-
-@pytest.mark.slow
-def test_all_of_it(hostile: ModuleType, tmp_path: Path) -> None:
-    """The whole command; it takes some minutes."""
-    assert hostile.main(out=tmp_path / "hostile.json") == 0
