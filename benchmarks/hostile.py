@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +113,12 @@ def describe(path: Path, case: Case) -> tuple[str, str]:
 
 
 def attack_files(
-    chat: VideoChat, cases: Iterable[Case], limits: Limits, only: str = "", keep: Path | None = None
+    chat: VideoChat,
+    cases: Iterable[Case],
+    limits: Limits,
+    only: str = "",
+    keep: Path | None = None,
+    verbs: Sequence[str] = ("ask", "info"),
 ) -> Iterable[Outcome]:
     """Yield what becomes of every file, asked about and described."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,8 +127,9 @@ def attack_files(
             if only not in case.name:
                 continue
             path = hostile_files.write(case, folder / f"{number}")
-            for verb, work in (("ask", lambda: ask_about(chat, path, case)), ("info", lambda: describe(path, case))):  # noqa: B023
-                yield in_child(work, f"{verb}: {KINDS[case.kind]}", case.name, limits)
+            works = {"ask": partial(ask_about, chat, path, case), "info": partial(describe, path, case)}
+            for verb in verbs:
+                yield in_child(works[verb], f"{verb}: {KINDS[case.kind]}", case.name, limits)
 
 
 KINDS = {"container": "real containers", "mutant": "mutants", "made": "files made by hand"}
@@ -161,9 +168,7 @@ def page(facts: dict[str, Any]) -> str:
     ]
     machine, limits = facts["hardware"], facts["limits"]
     faults = [each for each in outcomes if each.result in BAD]
-    slowest = max(
-        (each for each in outcomes if each.megabytes is not None), key=lambda each: each.seconds, default=None
-    )
+    slowest = max(outcomes, key=lambda each: each.seconds)
     largest = max(outcomes, key=lambda each: each.megabytes or 0)
     parts = [
         "# Hostile input",
@@ -174,11 +179,10 @@ def page(facts: dict[str, Any]) -> str:
         "limits of requests stand in `benchmarks/hostile_server.py`.",
         markdown(["attack", "n", *GOOD, *BAD], rows),
     ]
-    if slowest is not None:
-        parts.append(
-            f"The slowest file took {slowest.seconds:.1f} s ({slowest.name}), the largest {largest.megabytes:,.0f} MB "
-            f"({largest.name})."
-        )
+    parts.append(
+        f"The slowest took {slowest.seconds:.1f} s ({slowest.group}, {slowest.name}), the largest "
+        f"{largest.megabytes or 0:,.0f} MB ({largest.group}, {largest.name})."
+    )
     if faults:
         shown = [[each.group, each.name, each.result, " ".join(each.text.split())[:200]] for each in faults]
         parts += [f"## Faults: {len(faults)}", markdown(["attack", "name", "result", "what"], shown)]

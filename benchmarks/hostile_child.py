@@ -9,13 +9,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 GOOD = ("answered", "answered with a warning", "clear error")
 BAD = ("wrong answer", "unclear error", "traceback", "signal", "hang", "memory")
 """Each of these is a fault."""
-LONGEST_ERROR = 500
+LONGEST_ERROR = 1000
 """Characters of an error that is still clear."""
 
 
@@ -63,18 +64,21 @@ def in_child(work: Callable[[], tuple[str, str]], group: str, name: str, limits:
         limits: beyond which it is killed.
     """
     reader, writer = os.pipe()
-    before, start = resident_mb(os.getpid()), time.perf_counter()
+    start = time.perf_counter()
     child = os.fork()
     if child == 0:
         os.close(reader)
+        forget_peak(os.getpid())
+        first = resident_mb(os.getpid())
         try:
             found = work()
         except BaseException as error:
             found = ("traceback", f"{type(error).__name__}: {error} ({last_place(error)})")
         with os.fdopen(writer, "w") as pipe:
-            json.dump(found, pipe)
+            json.dump([*found, peak_mb(os.getpid()) - first], pipe)
         os._exit(0)
     os.close(writer)
+    before = resident_mb(child)  # less than that of this process: what is mapped from files comes as it is used
     peak, killed = before, ""
     while True:
         readable, _, _ = select.select([reader], [], [], 0.01)
@@ -90,14 +94,15 @@ def in_child(work: Callable[[], tuple[str, str]], group: str, name: str, limits:
             break
     with os.fdopen(reader) as pipe:
         told = "" if killed else pipe.read()
-    _, status, usage = os.wait4(child, 0)
+    _, status = os.waitpid(child, 0)
     seconds = time.perf_counter() - start
-    megabytes = round(max(peak, usage.ru_maxrss / 1024) - before, 1)
+    megabytes = round(peak - before, 1)
     if killed:
         return Outcome(group, name, killed, f"killed after {seconds:.0f} s", seconds, megabytes)
     if os.WIFSIGNALED(status) or not told:
         return Outcome(group, name, "signal", f"ended with status {status}", seconds, megabytes)
-    result, text = json.loads(told)
+    result, text, more = json.loads(told)
+    megabytes = round(max(megabytes, more), 1)
     if megabytes > limits.megabytes:
         result, text = "memory", f"{megabytes:,.0f} MB; {result}: {text}"
     return Outcome(group, name, result, text, round(seconds, 3), megabytes)
@@ -110,6 +115,20 @@ def resident_mb(process: int) -> float:
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def forget_peak(process: int) -> None:
+    """Let the largest memory of a process be what it holds now."""
+    with suppress(OSError):
+        Path(f"/proc/{process}/clear_refs").write_text("5", "ascii")
+
+
+def peak_mb(process: int) -> float:
+    """Return the largest memory that a process held, in MB."""
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return 0.0
 
 
 def last_place(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 
 import hostile_files
 import numpy as np
-from hostile_child import LONGEST_ERROR, Outcome, resident_mb
+from hostile_child import LONGEST_ERROR, Outcome, forget_peak, peak_mb, resident_mb
 from hostile_files import Case
 from hostile_hosts import INSIDE, QUESTION
 
@@ -63,13 +64,11 @@ class Server:
     Attributes:
         process: of `hicom serve`.
         port: that it listens at.
-        key: that it asks for.
         health_s: longest time that `/health` took since this was set to 0.
     """
 
     process: subprocess.Popen[bytes]
     port: int
-    key: str = ""
     health_s: float = 0.0
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -89,7 +88,7 @@ class Server:
         return self.ask("POST", CHAT, body)
 
     def raw(self, data: bytes) -> tuple[int, bytes]:
-        """Send bytes and return what comes back, as status and all of it."""
+        """Send bytes and return status and body of what comes back; 400 where that is nothing."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS) as connection:
             found = b""
             with suppress(ConnectionError):
@@ -98,7 +97,8 @@ class Server:
                 while piece := connection.recv(2**16):
                     found += piece
         words = found.split(maxsplit=2)
-        return (int(words[1]) if len(words) > 1 and words[1].isdigit() else 400), found
+        status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 400
+        return status, found.partition(b"\r\n\r\n")[2]
 
     def watch(self) -> None:
         """Ask for `/health` again and again."""
@@ -110,7 +110,7 @@ class Server:
 
 
 @contextmanager
-def serving(*options: str, key: str = "") -> Iterator[Server]:
+def serving(*options: str) -> Iterator[Server]:
     """Run `hicom serve --engine local`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,7 +119,7 @@ def serving(*options: str, key: str = "") -> Iterator[Server]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, "--port", str(port), *options], stderr=log, env=environment)
-        server = Server(process, port, key)
+        server = Server(process, port)
         watcher = threading.Thread(target=server.watch, daemon=True)
         try:
             for _ in range(600):
@@ -141,6 +141,8 @@ def serving(*options: str, key: str = "") -> Iterator[Server]:
             process.kill()
 
 
+INNER = re.compile(r"/src/|site-packages|codec can't|Error:|\n|\b0x[0-9a-f]{6}")
+"""What an error for clients does not hold."""
 CHAT = "/v1/chat/completions"
 POST = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n".encode()
 DEMO = (Path(__file__).parents[1] / "src" / "hicom" / "assets" / "demo.mp4").read_bytes()
@@ -161,8 +163,7 @@ def chat(question: Any, *urls: str, kind: str = "video_url", **fields: Any) -> d
 
 def run(server: Server, attack: Attack) -> Outcome:
     """Attack, and return what became of it."""
-    with suppress(OSError):
-        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5", "ascii")  # the peak is that of now
+    forget_peak(server.process.pid)
     before, start = resident_mb(server.process.pid), time.perf_counter()
     server.health_s = 0.0
     group = f"server: {attack.group}"
@@ -201,20 +202,11 @@ def judged(server: Server, attack: Attack, status: int, body: bytes, seconds: fl
         if attack.code and error["code"] != attack.code:
             return "wrong answer", f"code {error['code']!r}, not {attack.code!r}: {text}"
         message = error["message"]
-        inside = ("/src/", "site-packages", "codec can't", "Error:", "\n", "0x")
-        if len(message) <= LONGEST_ERROR and not any(each in message for each in inside):
+        if len(message) <= LONGEST_ERROR and not INNER.search(message):
             return "clear error", message
         return "unclear error", message
     # What is no request of HTTP is answered by the HTTP server itself.
     return ("clear error", text) if attack.group == "http" else ("unclear error", text)
-
-
-def peak_mb(process: int) -> float:
-    """Return the largest memory that a process held, in MB."""
-    with suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    return 0.0
 
 
 # Requests
@@ -378,6 +370,7 @@ def protocol() -> Iterator[Attack]:
         "a huge chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}",
         "a body shorter than its length": POST + b"Content-Length: 99\r\n\r\n{}",
         "a null in the path": b"GET /v1/models\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a length and chunks": POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     }
     for name, data in raw.items():
         yield Attack("http", name, statuses=refused, do=partial(Server.raw, data=data))
@@ -388,6 +381,9 @@ def protocol() -> Iterator[Attack]:
     for path in paths:
         asking = partial(Server.ask, method="GET", path=path)
         yield Attack("http", f"path {path[:30]}", statuses=(*refused, 307), do=asking)
+    of_a_page = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+    asking = partial(Server.ask, method="POST", path=CHAT, body=chat(QUESTION, data_url(DEMO)), headers=of_a_page)
+    yield Attack("http", "the page of another site", statuses=(403,), do=asking)
     for method in ("PUT", "DELETE", "TRACE", "CONNECT", "XYZ"):
         yield Attack("http", method, statuses=refused, do=partial(Server.ask, method=method, path=CHAT))
 
@@ -480,22 +476,25 @@ def keys(key: str) -> Iterator[Attack]:
 
 def attack_server(cases: Sequence[Case], only: str = "") -> Iterator[Outcome]:
     """Yield what becomes of all attacks on a live server; after each group a usual question is asked."""
-    groups = [bodies(), media(cases), texts(), protocol(), clients()]
-    with serving() as server:
-        for group in groups:
-            attacks = [each for each in group if only in each.name]
-            for attack in attacks:
-                if server.process.poll() is None:
-                    yield run(server, attack)
-            if attacks:
-                name = f"a usual question after {len(attacks)}"
-                yield run(server, Attack(attacks[0].group, name, statuses=(200,), do=usual))
+    for group in (bodies(), media(cases), texts(), protocol(), clients()):
+        attacks = [each for each in group if only in each.name]
+        if attacks:
+            name = f"a usual question after {len(attacks)}"
+            yield from attack_in_turn([*attacks, Attack(attacks[0].group, name, statuses=(200,), do=usual)])
     key = "a-key-that-nobody-knows"
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(key)
         file.flush()
-        attacks = [each for each in keys(key) if only in each.name]
-        if attacks:
-            with serving("--api-key-file", file.name, key=key) as server:
-                for attack in attacks:
-                    yield run(server, attack)
+        yield from attack_in_turn([each for each in keys(key) if only in each.name], "--api-key-file", file.name)
+
+
+def attack_in_turn(attacks: Sequence[Attack], *options: str) -> Iterator[Outcome]:
+    """Yield what becomes of attacks on one server; one that does not answer any more is started anew for the next."""
+    left = list(attacks)
+    while left:
+        with serving(*options) as server:
+            while left:
+                outcome = run(server, left.pop(0))
+                yield outcome
+                if outcome.result in ("hang", "signal", "memory"):
+                    break
