@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -135,13 +135,23 @@ class FrameOptions:
     snap: Annotated[Literal["exact", "keyframe"] | None, arg(help_behavior_hint="")] = None
     """keyframe: the key frames nearest to the chosen ones, which decode much faster; their times are in --json"""
 
-    def encode(self, chat: VideoChat, source: str, **options: Any) -> EncodedVideo:
+    def encode(self, chat: VideoChat, source: str | IO[bytes], **options: Any) -> EncodedVideo:
         """Return the video `source`, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
-        with progress(f"watching {source}"):
+        with progress(f"watching {source if isinstance(source, str) else source.name}"):
             video = chat.encode(source, **given(self), **options)
         if caution := chat.caution(video):
             print(f"note: {caution}", file=sys.stderr)
         return video
+
+
+def kept(video: str, frames: FrameOptions) -> tuple[str | IO[bytes], FrameOptions]:
+    """Return a video that comes once, such as a URL or a pipe, as one to read several times; others as they are."""
+    from hicom.video.sources import keep
+
+    source, bounds = keep(video)
+    if twice := [key for key in bounds if getattr(frames, key) is not None]:
+        raise ValueError(f"{video}: the path says {' and '.join(twice)} already; give it once")
+    return source, dataclasses.replace(frames, **bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +193,7 @@ def ask(
     """Answer a question about a video.
 
     Args:
-        video: a video file, a folder of frames, a GIF or a WebP.
+        video: a video file, its URL or - for standard input, a folder of frames, a GIF or a WebP.
         question: the question.
         model: which model answers, and where it runs.
         frames: which frames of the video the model sees.
@@ -196,7 +206,8 @@ def ask(
 
     if not question.strip():
         raise ValueError("the question is empty")
-    probe(video)  # what is wrong with it should be said before a large model is loaded
+    source, frames = kept(video, frames)
+    probe(source)  # what is wrong with it should be said before a large model is loaded
     chat = model.load_model()
     keywords = answer.keywords()
     options: dict[str, Any] = {}
@@ -206,7 +217,7 @@ def ask(
             raise ValueError("--low-memory is steered by the question; leave --instruction out")
         options = {"keep_features": False, "questions": [question], "window": answer.window}
         options["max_visual_tokens"] = keywords.pop("max_visual_tokens", None)
-    encoded = frames.encode(chat, video, **options)
+    encoded = frames.encode(chat, source, **options)
     if low_memory:
         ((steering, _),) = encoded.tokens.items()
         keywords |= {} if steering.window is None else {"window": steering.window}
@@ -230,16 +241,19 @@ def chat(
     """Talk about a video: one question a line until Ctrl-D.
 
     Args:
-        video: a video file, a folder of frames, a GIF or a WebP.
+        video: a video file, its URL or - for standard input, a folder of frames, a GIF or a WebP.
         model: which model answers, and where it runs.
         frames: which frames of the video the model sees.
         answer: how the video is compressed and the answers are written.
     """
     from hicom.video import probe
 
-    probe(video)
+    if video == "-":
+        raise ValueError("-: questions come from standard input, so the video cannot; give a path or a URL")
+    source, frames = kept(video, frames)
+    probe(source)
     loaded = model.load_model()
-    encoded = frames.encode(loaded, video)
+    encoded = frames.encode(loaded, source)
     conversation = loaded.conversation(encoded)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -272,7 +286,7 @@ def look(
     """Show where the model looks when it answers a question.
 
     Args:
-        video: a video file, a folder of frames, a GIF or a WebP.
+        video: a video file, its URL or - for standard input, a folder of frames, a GIF or a WebP.
         question: the question.
         output: the picture to write: .png (up to 8 frames side by side), .gif or .mp4 (all frames in time).
         model: which model answers, and where it runs.
@@ -284,14 +298,15 @@ def look(
 
     if not question.strip():
         raise ValueError("the question is empty")
-    probe(video)
+    source, frames = kept(video, frames)
+    probe(source)
     from hicom.look import check_output, save_look
     from hicom.look import look as look_at
 
     check_output(output)
     chat = model.load_model()
     with progress(f"looking at {video}"):
-        found = look_at(chat, video, question, **given(frames), **answer.keywords())
+        found = look_at(chat, source, question, **given(frames), **answer.keywords())
     if found.caution:
         print(f"note: {found.caution}", file=sys.stderr)
     with progress(f"drawing {output}"):
@@ -312,7 +327,7 @@ def info(
     """Describe a video or a checkpoint, and check that its tensors fit the model, without reading its weights.
 
     Args:
-        path: a video (a file or a folder of frames), a checkpoint folder, the name of an embedded model, or a hub id,
+        path: a video (a file, a URL, - or a folder of frames), a checkpoint folder, the name of an embedded model, or a hub id,
             of which only configurations and the headers of the weights are read.
         vision_tower: dual encoder of a checkpoint of the official release: a folder or a hub id; by default the one
             that it names.

@@ -22,6 +22,7 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from ..fetch import CHUNK, FetchError, FetchLimits, fetch_pieces
+from .choose import split_bounds
 from .decode import Video
 from .pictures import Animation, Pictures, heif_kind, open_picture
 from .types import Clip, Pixels, Source, VideoError
@@ -113,8 +114,11 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
     if isinstance(source, io.TextIOBase | Sequence) or not hasattr(source, "read"):
         kinds = "a path, bytes, a file opened in binary mode, uint8[T, H, W, 3] or a list of images"
         raise VideoError(f"{name}: cannot read a video from this type; give {kinds}")
-    can_seek = getattr(source, "seekable", lambda: hasattr(source, "seek"))()
-    return _open_file(source if can_seek else _kept(_pieces(source, name), name), name, source_fps)
+    if isinstance(source, _Kept):
+        return _open_kept(source, source_fps)
+    if not getattr(source, "seekable", lambda: hasattr(source, "seek"))():
+        return _open_kept(_Kept(_pieces(source, name), name), source_fps)
+    return _open_file(source, name, source_fps)
 
 
 # Text: paths, URLs, standard input
@@ -122,15 +126,13 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
 
 def _open_text(source: str, name: str, source_fps: float) -> Clip:
     if not source.strip():
-        raise VideoError("the path of the video is empty; give a file or a folder of images ('.' is the current one)")
-    if source == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise VideoError("-: standard input is a terminal; pipe a video into it, or give a path")
-        return _open_file(_kept(_pieces(sys.stdin.buffer, name), name), name, source_fps)
+        raise VideoError(
+            f"{source!r}: the path of the video is empty; give a file or a folder of images ('.' is the current one)"
+        )
+    if (kept := _keep(source)) is not None:
+        return _open_kept(kept, source_fps)
     found = _URL.match(source)
     scheme = found[1].lower() if found else ""
-    if scheme in ("http", "https"):
-        return _open_file(fetched(source), name, source_fps)
     if scheme == "file":
         return _open_path(path_of_url(source), name, source_fps)
     if scheme:
@@ -150,20 +152,6 @@ def path_of_url(url: str) -> Path:
     return Path(url2pathname(parts.path))
 
 
-def fetched(url: str) -> IO[bytes]:
-    """Return the content behind an `http` or `https` URL, within `FETCH_LIMITS`.
-
-    Raises:
-        VideoError: it cannot be had, or there is too much of it.
-    """
-    name = _name_of_path(url)
-    try:
-        return _kept(fetch_pieces(url, FETCH_LIMITS), name)
-    except FetchError as error:
-        reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
-        raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
-
-
 # Sources that come once
 
 
@@ -174,19 +162,65 @@ def _pieces(file: Any, name: str) -> Iterator[bytes]:
         yield bytes(piece)
 
 
-def _kept(pieces: Iterable[bytes], name: str) -> IO[bytes]:
-    """Return what comes once as a file that can be read several times."""
-    kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115, the clip holds it
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > MAX_STREAM_BYTES:
-            raise VideoError(f"{name}: more than {MAX_STREAM_BYTES:,} bytes come; save it to a file, and give its path")
-        kept.write(piece)
-    if size > _IN_MEMORY:
-        return kept
+class _Kept(tempfile.SpooledTemporaryFile[bytes]):
+    """What came once, as a file that can be read several times."""
+
+    def __init__(self, pieces: Iterable[bytes], called: str) -> None:
+        super().__init__(max_size=_IN_MEMORY)
+        self._called = called
+        self.size = 0
+        for piece in pieces:
+            self.size += len(piece)
+            if self.size > MAX_STREAM_BYTES:
+                text = f"more than {MAX_STREAM_BYTES:,} bytes come; save it to a file, and give its path"
+                raise VideoError(f"{called}: {text}")
+            self.write(piece)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._called
+
+
+def _open_kept(kept: _Kept, source_fps: float) -> Clip:
     kept.seek(0)
-    return io.BytesIO(kept.read())  # of which several threads read
+    # Of bytes several threads read; a file has one position for all.
+    file: IO[bytes] = io.BytesIO(kept.read()) if kept.size <= _IN_MEMORY else kept
+    return _open_file(file, kept.name, source_fps)
+
+
+def keep(source: str) -> tuple[str | IO[bytes], dict[str, float]]:
+    """Return text that names what comes once (a URL, a pipe, `-`) as a file, and the bounds of the part it names.
+
+    That file can be read several times. All else comes as it is.
+
+    Raises:
+        VideoError: it cannot be had, or there is too much of it.
+    """
+    text, bounds = split_bounds(source)
+    kept = _keep(str(text))
+    return (source, {}) if kept is None else (kept, bounds)
+
+
+def _keep(source: str) -> _Kept | None:
+    name = _name_of_path(source)
+    if source == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise VideoError("-: standard input is a terminal; pipe a video into it, or give a path")
+        return _Kept(_pieces(sys.stdin.buffer, name), name)
+    if source.lower().startswith(("http://", "https://")):
+        try:
+            return _Kept(fetch_pieces(source, FETCH_LIMITS), name)
+        except FetchError as error:
+            reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
+            raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
+    try:
+        if stat.S_ISFIFO(os.stat(source).st_mode):  # `<(command)`, /dev/stdin, a named pipe
+            with open(source, "rb") as pipe:
+                return _Kept(_pieces(pipe, name), name)
+    except (OSError, ValueError):  # told where it is opened
+        pass
+    return None
 
 
 # Files and folders
@@ -205,8 +239,8 @@ def _open_path(path: Path, name: str, source_fps: float) -> Clip:
     if not path.exists():
         raise VideoError(f"{name}: no such file or folder; check the path")
     with path.open("rb") as file:
-        if stat.S_ISFIFO(path.stat().st_mode):  # `<(command)`, /dev/stdin, a named pipe
-            return _open_file(_kept(_pieces(file, name), name), name, source_fps)
+        if stat.S_ISFIFO(path.stat().st_mode):
+            return _open_kept(_Kept(_pieces(file, name), name), source_fps)
         return _open_file(file, name, source_fps, path.absolute())
 
 
