@@ -151,7 +151,8 @@ def kept(video: str, frames: FrameOptions) -> tuple[str | IO[bytes], FrameOption
     source, bounds = keep(video)
     if twice := [key for key in bounds if getattr(frames, key) is not None]:
         raise ValueError(f"{video}: the path says {' and '.join(twice)} already; give it once")
-    return source, dataclasses.replace(frames, **bounds)
+    start_s, end_s = bounds.get("start_s", frames.start_s), bounds.get("end_s", frames.end_s)
+    return source, dataclasses.replace(frames, start_s=start_s, end_s=end_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,8 +328,8 @@ def info(
     """Describe a video or a checkpoint, and check that its tensors fit the model, without reading its weights.
 
     Args:
-        path: a video (a file, a URL, - or a folder of frames), a checkpoint folder, the name of an embedded model, or a hub id,
-            of which only configurations and the headers of the weights are read.
+        path: a video (a file, a URL, - or a folder of frames), a checkpoint folder, the name of an embedded model, or
+            a hub id, of which only configurations and the headers of the weights are read.
         vision_tower: dual encoder of a checkpoint of the official release: a folder or a hub id; by default the one
             that it names.
         revision: branch, tag or commit of a hub id.

@@ -79,7 +79,7 @@ def test_what_holds_the_bytes(clip: Path) -> None:
 def test_a_closed_file_is_told(clip: Path) -> None:
     file = clip.open("rb")
     file.close()
-    with pytest.raises(VideoError, match="clip.mp4: cannot be read: .*closed file"):
+    with pytest.raises(VideoError, match=r"clip.mp4: cannot be read: .*closed file"):
         read_frames(file)
 
 
@@ -173,7 +173,7 @@ def test_pipes_are_kept(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for memory in (2**26, 1000):  # in memory, and on a disk
         monkeypatch.setattr(sources, "_IN_MEMORY", memory)
         for source in (fifo, str(fifo)):
-            writer = threading.Thread(target=lambda: fifo.write_bytes(clip.read_bytes()))
+            writer = threading.Thread(target=lambda: fifo.write_bytes(clip.read_bytes()), daemon=True)
             writer.start()
             assert numbers(source, num_frames=3) == [5, 15, 24]
             writer.join()

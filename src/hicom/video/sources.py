@@ -215,12 +215,13 @@ def _keep(source: str) -> _Kept | None:
             reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
             raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
     try:
-        if stat.S_ISFIFO(os.stat(source).st_mode):  # `<(command)`, /dev/stdin, a named pipe
-            with open(source, "rb") as pipe:
-                return _Kept(_pieces(pipe, name), name)
+        is_pipe = stat.S_ISFIFO(os.stat(source).st_mode)  # `<(command)`, /dev/stdin, a named pipe
     except (OSError, ValueError):  # told where it is opened
-        pass
-    return None
+        return None
+    if not is_pipe:
+        return None
+    with open(source, "rb") as pipe:
+        return _Kept(_pieces(pipe, name), name)
 
 
 # Files and folders
