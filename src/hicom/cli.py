@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import gc
 import importlib.util
@@ -11,16 +12,18 @@ import inspect
 import json
 import mimetypes
 import os
+import signal
 import socket
 import sys
+import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from hicom.serve.media import MediaLimits
     from hicom.serve.requests import RequestLimits
     from hicom.train import Chain, TrainConfig
+    from hicom.video import FrameReader
     from hicom.world.dataset import World
 
 Row = tuple[str, str]
@@ -49,6 +53,17 @@ SPRITE_QUESTIONS = (
 )
 MAX_LINES = 20
 """Of bad records and files that `hicom data check` prints."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a command that SIGTERM has ended, as shells have it."""
+GRACE_S = 10.0
+"""Seconds that a command has after SIGTERM to leave everything in order."""
+WHAT_TO_DO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, and the same command goes on"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose another place, or change who may use it"),
+    errno.EIO: "look at the disk; the same command goes on",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder is needed; choose another name"),
+}
+"""What a user can do about errors of the system, by their number."""
 
 # No "(default: None)" after options whose text already says what happens without them.
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -96,7 +111,7 @@ class PlaceOptions:
                 raise ValueError(f"--device {self.device} cannot be used: {error}") from None
             quiet_transformers()
             cache = self.cache or os.environ.get("HICOM_CACHE")
-            return VideoChat.from_pretrained(
+            chat = VideoChat.from_pretrained(
                 model,
                 device=self.device,
                 dtype=self.dtype,
@@ -104,6 +119,8 @@ class PlaceOptions:
                 vision_tower=self.vision_tower,
                 revision=revision,
             )
+            chat.model.is_toy_told = True  # every command has its own way to say it
+            return chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,24 +152,12 @@ class FrameOptions:
     snap: Annotated[Literal["exact", "keyframe"] | None, arg(help_behavior_hint="")] = None
     """keyframe: the key frames nearest to the chosen ones, which decode much faster; their times are in --json"""
 
-    def encode(self, chat: VideoChat, source: str | IO[bytes], **options: Any) -> EncodedVideo:
-        """Return the video `source`, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
-        with progress(f"watching {source if isinstance(source, str) else source.name}"):
-            video = chat.encode(source, **given(self), **options)
-        if caution := chat.caution(video):
-            print(f"note: {caution}", file=sys.stderr)
+    def encode(self, chat: VideoChat, opened: FrameReader, **options: Any) -> EncodedVideo:
+        """Return a video, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
+        with progress(f"watching {opened.info.name}"):
+            video = chat.encode(opened, **given(self), **options)
+        print_notes(chat.notes([video]))
         return video
-
-
-def kept(video: str, frames: FrameOptions) -> tuple[str | IO[bytes], FrameOptions]:
-    """Return a video that comes once, such as a URL or a pipe, as one to read several times; others as they are."""
-    from hicom.video.sources import keep
-
-    source, bounds = keep(video)
-    if twice := [key for key in bounds if getattr(frames, key) is not None]:
-        raise ValueError(f"{video}: the path says {' and '.join(twice)} already; give it once")
-    start_s, end_s = bounds.get("start_s", frames.start_s), bounds.get("end_s", frames.end_s)
-    return source, dataclasses.replace(frames, start_s=start_s, end_s=end_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +208,11 @@ def ask(
         verbose: also print the video's facts, the visual tokens and the seconds each part took.
         as_json: print all of that as JSON.
     """
-    from hicom.video import probe
+    from hicom.video import open_frames
 
     if not question.strip():
         raise ValueError("the question is empty")
-    source, frames = kept(video, frames)
-    probe(source)  # what is wrong with it should be said before a large model is loaded
+    opened = open_frames(video)  # what is wrong with it should be said before a large model is loaded
     chat = model.load_model()
     keywords = answer.keywords()
     options: dict[str, Any] = {}
@@ -218,7 +222,7 @@ def ask(
             raise ValueError("--low-memory is steered by the question; leave --instruction out")
         options = {"keep_features": False, "questions": [question], "window": answer.window}
         options["max_visual_tokens"] = keywords.pop("max_visual_tokens", None)
-    encoded = frames.encode(chat, source, **options)
+    encoded = frames.encode(chat, opened, **options)
     if low_memory:
         ((steering, _),) = encoded.tokens.items()
         keywords |= {} if steering.window is None else {"window": steering.window}
@@ -247,14 +251,13 @@ def chat(
         frames: which frames of the video the model sees.
         answer: how the video is compressed and the answers are written.
     """
-    from hicom.video import probe
+    from hicom.video import open_frames
 
     if video == "-":
         raise ValueError("-: questions come from standard input, so the video cannot; give a path or a URL")
-    source, frames = kept(video, frames)
-    probe(source)
+    opened = open_frames(video)
     loaded = model.load_model()
-    encoded = frames.encode(loaded, source)
+    encoded = frames.encode(loaded, opened)
     conversation = loaded.conversation(encoded)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -295,21 +298,19 @@ def look(
         answer: how the video is compressed and the answer is written.
         as_json: print where each branch looks in each frame, as JSON.
     """
-    from hicom.video import probe
+    from hicom.video import open_frames
 
     if not question.strip():
         raise ValueError("the question is empty")
-    source, frames = kept(video, frames)
-    probe(source)
+    opened = open_frames(video)
     from hicom.look import check_output, save_look
     from hicom.look import look as look_at
 
     check_output(output)
     chat = model.load_model()
     with progress(f"looking at {video}"):
-        found = look_at(chat, source, question, **given(frames), **answer.keywords())
-    if found.caution:
-        print(f"note: {found.caution}", file=sys.stderr)
+        found = look_at(chat, opened, question, **given(frames), **answer.keywords())
+    print_notes(found.answer.notes)
     with progress(f"drawing {output}"):
         save_look(found, output)
     if as_json:
@@ -397,6 +398,8 @@ def convert_official(
         vision_tower: the dual encoder that it was trained with: a folder or a hub id; by default the one that it names.
         revision: branch, tag or commit of a hub id.
     """
+    from hicom.files import check_new
+
     check_new(dst)
     with progress(f"converting {src}"):
         from hicom.model import convert
@@ -471,6 +474,8 @@ def convert_assemble(
     """
     if dst is None and not dry_run:
         raise ValueError("--dst DIR says where to write the model; with --dry-run nothing is written")
+    from hicom.files import check_new, writing_folder
+
     if dst is not None:
         check_new(dst)
     check_positive({"--num-frames": num_frames})
@@ -491,9 +496,9 @@ def convert_assemble(
                 vision, llm, num_frames=num_frames, seed=seed, compressor_from=compressor_from, **fields
             )
             facts = assembly_facts(model.config, num_frames) | {"written": str(dst)}
-            dst.mkdir(parents=True, exist_ok=True)
-            model.save_pretrained(dst)
-            processor.save_pretrained(dst)
+            with writing_folder(dst) as part:
+                model.save_pretrained(part)
+                processor.save_pretrained(part)
     if as_json:
         print_json(facts)
     else:
@@ -515,6 +520,8 @@ def convert_merge(
         dst: the folder to write, a plain model; it must not hold anything yet.
         dtype: precision of the weights that are written; they are added in float32.
     """
+    from hicom.files import check_new, writing_folder
+
     check_new(dst)
     with progress(f"adding {adapter} to {base}"):
         import torch
@@ -527,8 +534,10 @@ def convert_merge(
         quiet_transformers()
         folder = find_model(base)
         model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        merge_adapter(model, adapter).to(getattr(torch, dtype)).save_pretrained(dst)
-        HIComProcessor.from_pretrained(folder).save_pretrained(dst)
+        merged = merge_adapter(model, adapter).to(getattr(torch, dtype))
+        with writing_folder(dst) as part:
+            merged.save_pretrained(part)
+            HIComProcessor.from_pretrained(folder).save_pretrained(part)
 
 
 def convert_export(
@@ -544,6 +553,8 @@ def convert_export(
         dst: the folder to write; it must not hold anything yet.
         dtype: precision of the weights.
     """
+    from hicom.files import check_new, writing_folder
+
     check_new(dst)
     with progress(f"writing {model} in {dtype}"):
         import shutil
@@ -557,10 +568,12 @@ def convert_export(
 
         quiet_transformers()
         folder = find_model(model)
-        HIComForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(dst)
-        HIComProcessor.from_pretrained(folder).save_pretrained(dst)
-        if (folder / FILE).is_file():
-            shutil.copyfile(folder / FILE, dst / FILE)
+        loaded = HIComForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        with writing_folder(dst) as part:
+            loaded.save_pretrained(part)
+            HIComProcessor.from_pretrained(folder).save_pretrained(part)
+            if (folder / FILE).is_file():
+                shutil.copyfile(folder / FILE, part / FILE)
 
 
 CONVERT_COMMANDS: dict[str, Callable[..., None]] = {
@@ -568,12 +581,6 @@ CONVERT_COMMANDS: dict[str, Callable[..., None]] = {
     "merge": convert_merge,
     "export": convert_export,
 }
-
-
-def check_new(dst: Path) -> None:
-    """Raise ValueError where a folder to write holds something."""
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ValueError(f"{dst} exists and is not empty; choose another folder")
 
 
 def train(args: Sequence[str]) -> None:
@@ -847,6 +854,11 @@ def data_check(
         skip_list: file that names what is bad, for the option --data.skip-list of hicom train.
     """
     check_positive({"--num-frames": num_frames, "--num-workers": num_workers, "--num-media": num_media})
+    from hicom.files import check_target
+
+    for target in (report, skip_list):
+        if target is not None:
+            check_target(target)
     from hicom.data.check import check_data
     from hicom.data.mixture import read_sources
 
@@ -962,7 +974,14 @@ def data_build(
 
     known = {**STEPS, "export": export}
     chosen = [lookup("step", name, known) for name in steps] or list(known.values())
-    with State(Path(settings.out) / "state.sqlite") as state:
+    from hicom.files import clear_parts
+    from hicom.locks import owned
+
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with owned(out), State(out / "state.sqlite") as state:
+        for folder in (out, out / "clips"):
+            clear_parts(folder)
         for step in chosen:
             step(state, settings, ray)
         facts = report(state, settings)
@@ -1043,8 +1062,13 @@ def bench(
             raise ValueError(f"{name} {' '.join(map(str, values))}: give positive numbers")
     from hicom.bench.command import Settings, run_bench
     from hicom.bench.report import document, write
+    from hicom.files import check_target, write_text
     from hicom.provenance import git_commit, hardware
 
+    if options.json_file is not None:
+        check_target(options.json_file)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     quiet_transformers()
     settings = Settings(
         model=model or "hicom-tiny",
@@ -1065,7 +1089,7 @@ def bench(
     facts |= {"commit": git_commit(), "hardware": facts["hardware"] | hardware()}
     print(document(facts), end="")
     if options.json_file is not None:
-        options.json_file.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        write_text(options.json_file, json.dumps(facts, indent=1) + "\n")
     if options.out is not None:
         print(f"written: {write(facts, options.out)}", file=sys.stderr)
 
@@ -1188,6 +1212,7 @@ def serve_model(
         requests=access.requests(access.max_frames or 256),
     )
     print(f"serving {settings.name} at http://{host}:{port}/v1", file=sys.stderr)
+    print_notes(chat.notes())
     uvicorn.Server(uvicorn.Config(create_app(chat, settings), log_level="warning")).run(sockets=[listener])
 
 
@@ -1213,6 +1238,7 @@ def start_vllm(
         raise ValueError("--device and --cache are for --engine local; vLLM has options of its own, after --")
     if place.vision_tower is not None:
         raise ValueError("--vision-tower is for --engine local; vLLM takes what `hicom convert SRC DST` writes")
+    from hicom.model.config import HIComConfig
     from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
     from hicom.serve.vllm_http import VLLMSettings
@@ -1229,7 +1255,8 @@ def start_vllm(
     if most < frames:
         raise ValueError(f"--max-frames {most} is less than the {frames} frames that videos get")
     limits = access.requests(most)
-    VLLMSettings(media=access.media(), requests=limits).to_environment()
+    toy_note = HIComConfig.from_pretrained(folder).toy_note
+    VLLMSettings(media=access.media(), requests=limits, toy_note=toy_note).to_environment()
     os.environ["VLLM_MEDIA_CONNECTOR"] = "hicom"
     video = {"video_backend": "hicom", "num_frames": frames, **processor.reading_options}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
@@ -1245,6 +1272,7 @@ def start_vllm(
     if place.dtype is not None or not has_gpu():  # vLLM's own choice is half precision, which CPUs are slow at
         command += ["--dtype", place.dtype or "float32"]
     print(f"starting vLLM to serve {name}", file=sys.stderr, flush=True)
+    print_notes([toy_note] * bool(toy_note))
     os.execv(sys.executable, [*command, *options])
 
 
@@ -1429,8 +1457,10 @@ def eval_run(
         is_answered,
         judge_answers,
     )
+    from hicom.files import check_place, write_text
     from hicom.locks import locked
 
+    check_place(out)
     options = RunOptions(
         num_frames=num_frames,
         fps=fps,
@@ -1486,7 +1516,7 @@ def eval_run(
             first = facts["errors"][0]
             problems.append(f"{task.name}: {facts['failed']} samples failed ({first}); a new run tries them again")
     with locked(out / "lock"):
-        (out / "results.md").write_text(results_page(out), "utf-8")
+        write_text(out / "results.md", results_page(out))
     print(f"written: {out / 'results.md'}", file=sys.stderr)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -1575,12 +1605,13 @@ PARSE_THEMSELVES = {"convert", "train", "world", "data", "eval", "serve"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return the exit code.
 
-    0: done. 1: a defect of hicom. 2: wrong usage or input. 130: interrupted. 141: the reader of the output went away.
+    0: done. 1: a defect of hicom. 2: wrong usage or input, or nothing can be written. 130: interrupted. 141: the reader
+    of the output went away. 143: ended by SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     is_debug = "--debug" in args
     try:
-        with warnings.catch_warnings():
+        with terminable(), warnings.catch_warnings():
             warnings.showwarning = warning_printer()
             dispatch([each for each in args if each != "--debug"])
         sys.stdout.flush()
@@ -1601,6 +1632,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hicom: error: {one_line(text)}{hint}", file=sys.stderr)
         return 2 if is_input else 1
     return 0
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Make SIGTERM an orderly end of a command: what it holds is given back, what it wrote halfway is removed.
+
+    A second one, or `GRACE_S` gone by, ends the process as it is. Processes that a launcher has started beside others
+    are left alone: they may wait for each other inside of a library, where no handler runs.
+    """
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_alone and is_main) or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        timer = threading.Timer(GRACE_S, os._exit, (TERMINATED,))
+        timer.daemon = True
+        timer.start()
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def dispatch(args: Sequence[str]) -> None:
@@ -1732,7 +1790,8 @@ def warning_printer() -> Callable[..., None]:
 def error_text(error: Exception) -> str:
     """Return what an error says, without OSError's number; a missing package with the way to get it."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}"
+        hint = WHAT_TO_DO.get(error.errno or 0)
+        return f"{error.filename}: {error.strerror}" + (f"; {hint}" if hint else "")
     if isinstance(error, ModuleNotFoundError):
         return (
             f"this needs the package {error.name!r}; an extra of hicom may bring it, as in pip install 'hicom[train]'"
@@ -1743,6 +1802,12 @@ def error_text(error: Exception) -> str:
 def one_line(text: object) -> str:
     """Return `text` without line breaks."""
     return " ".join(str(text).split())
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print to stderr what to know before an answer is believed, a line each."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
@@ -1823,6 +1888,7 @@ def ask_facts(video: EncodedVideo, question: str, answer: Answer) -> dict[str, A
         "num_uncompressed_tokens": answer.num_uncompressed_tokens,
         "window": answer.window,
         "instruction": answer.instruction,
+        "notes": list(answer.notes),
         "timings_s": answer.timings,
     }
 
@@ -1867,6 +1933,7 @@ def checkpoint_facts(found: Inspection) -> dict[str, Any]:
         "visual_tokens": {str(frames): model.model.token_count(frames) for frames in (8, 16, 32, 64, 128)},
         "num_frames": found.num_frames,
         "answering_bytes": memory.total,
+        "notes": [config.toy_note] * bool(config.toy),
     }
 
 
@@ -1896,6 +1963,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> list[Row]:
         *rows,
         ("visual tokens", f"{', '.join(counts)} frames"),
         ("memory to ask", f"about {facts['answering_bytes'] / 1e9:.2f} GB for {facts['num_frames']} frames"),
+        *(("note", note) for note in facts["notes"]),
     ]
 
 

@@ -14,6 +14,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 _VERSION = int(av.__version__.split(".")[0])
+TELLS_STATE = _VERSION >= 16  # whether the side data of packets can be seen
+# What a packet may bring for all that follow it: colours, or a new header, which changes the size or how to decode.
+_STATE: tuple[Any, ...] = ("palette", "new_extradata", "param_change")
 
 # What FFmpeg may take a file for: the formats that hold all of their pictures themselves. Whoever makes a file also
 # chooses its format, and some formats are lists of other files and addresses, which FFmpeg would open with the rights
@@ -84,3 +87,24 @@ def scale(frame: VideoFrame, width: int, height: int, reformatter: VideoReformat
 def count_indexed(stream: VideoStream) -> int | None:
     """Return how many packets a file's index holds, without those that an edit list cuts away; None: PyAV hides it."""
     return len(stream.index_entries) if _VERSION >= 17 else None
+
+
+def index_entries(stream: VideoStream) -> list[tuple[int, int, int, int]]:
+    """Return decoding time, position, size and flags of every packet in a file's index; none where PyAV hides them."""
+    if _VERSION < 17:
+        return []
+    return [(entry.timestamp, entry.pos, entry.size, entry.flags) for entry in stream.index_entries]
+
+
+def decoder_state(packet: av.Packet[VideoStream]) -> dict[str, Any]:
+    """Return what a packet changes in a decoder for the packets after it, by kind; empty where PyAV hides it."""
+    if not TELLS_STATE:
+        return {}
+    # Most packets have none: this is faster than asking for each kind.
+    kinds: list[Any] = [each.data_type for each in packet.iter_sidedata()]
+    return {kind: packet.get_sidedata(kind) for kind in kinds if kind in _STATE}
+
+
+def bring_state(packet: av.Packet[VideoStream], state: Any) -> None:
+    """Let a packet bring what `decoder_state` returned for another one, so that the decoder has it for this one."""
+    packet.set_sidedata(state)

@@ -31,7 +31,7 @@ def with_bounds(path: str, start_s: float | None, end_s: float | None) -> str:
         VideoError: the bounds are no part of a video.
     """
     Choice(name=path, start_s=start_s, end_s=end_s)
-    first, last = ("" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") for value in (start_s, end_s))
+    first, last = ("" if value is None else f"{value:.6f}".rstrip("0").rstrip(".") for value in (start_s, end_s))
     if not first and not last:
         return path
     return f"{path}#t={first},{last}" if last else f"{path}#t={first}"
@@ -125,23 +125,25 @@ class Choice:
 
     def indices(self, clip: Clip) -> tuple[list[int], str]:
         """Return the indices, into the clip's times, of the frames to read, in order, and what is not as asked for."""
+        keys = clip.keys if self.snap == "keyframe" else None  # first: finding them may change the times
         is_picture = isinstance(clip, Pictures) and len(clip.times_s) == 1
-        chosen = self._exact(clip.times_s, clip.info.duration_s, self.repeat and not is_picture)
-        if self.snap == "exact":
+        chosen = self._exact(clip, self.repeat and not is_picture)
+        if keys is None:
             return chosen, ""
-        keys = nearest(clip.times_s, clip.keys, chosen) if len(clip.keys) else []
+        near = nearest(clip.times_s, keys, chosen) if len(keys) else []
         if any(way is not None for way in (self.num_frames, self.fps, self.timestamps_s)):
-            asked, found = len(set(chosen)), len(set(keys))
+            asked, found = len(set(chosen)), len(set(near))
             if found < asked:
                 text = f"only {found} key frame{'s' * (found != 1)} for {asked} frames (snap='keyframe')"
                 return chosen, f"{text}; the exact frames are read, which takes longer"
-        if not keys:
+        if not near:
             raise VideoError(f"{self.name}: it has no key frames; leave snap out, or convert it")
-        return keys if self.timestamps_s is not None or self.repeat else sorted(set(keys)), ""
+        return near if self.timestamps_s is not None or self.repeat else sorted(set(near)), ""
 
-    def _exact(self, times_s: NDArray[np.float64], duration_s: float, repeat: bool) -> list[int]:
-        # Containers round times to their clock (Matroska: to 1 ms): a frame counts as on screen half a tick early.
-        reached_s = times_s - 0.0005 - 1e-6
+    def _exact(self, clip: Clip, repeat: bool) -> list[int]:
+        times_s, duration_s = clip.times_s, clip.info.duration_s
+        early_s = _early_s(times_s, clip.tick_s)
+        reached_s = times_s - early_s
         if self.timestamps_s is not None:
             for time_s in self.timestamps_s:
                 if not 0 <= time_s <= duration_s:  # also catches NaN
@@ -151,16 +153,25 @@ class Choice:
             on_screen = np.searchsorted(reached_s, np.asarray(self.timestamps_s, np.float64), side="right") - 1
             return [int(i) for i in on_screen.clip(0)]
         start_s = self.start_s or 0.0
-        end_s = duration_s if self.end_s is None else min(self.end_s, duration_s)
         if start_s >= duration_s:
             raise VideoError(f"{self.name}: start_s={start_s:g} is not before the end of the video at {duration_s:g} s")
         first = max(int(np.searchsorted(reached_s, start_s, side="right")) - 1, 0)
-        stop = max(int(np.searchsorted(reached_s, end_s - 0.001, side="left")), first + 1)
+        end_s, stop = duration_s, len(times_s)
+        if self.end_s is not None and self.end_s < duration_s:
+            end_s = self.end_s
+            stop = int(np.searchsorted(times_s + early_s, end_s, side="left"))  # what begins there is behind it
+            if times_s[first] >= end_s:
+                text = f"no frame between {start_s:g} and {end_s:g} s can be read; the first after that is at"
+                raise VideoError(f"{self.name}: {text} {times_s[first]:g} s")
+            stop = max(stop, first + 1)
         chosen = np.arange(first, stop)
         if self.fps is not None:
-            # A frame is on screen at some start_s + k / fps exactly if an integer k lies in its [begin, end).
+            # A frame is on screen at some start_s + k / fps exactly if an integer k lies in its [begin, end); the
+            # first one also where those before it cannot be read.
             begins = (reached_s[first:stop] - start_s) * self.fps
-            ends = np.append(begins[1:], max(end_s - 0.0005 - start_s, 1e-9) * self.fps)
+            begins[0] = min(begins[0], 0)
+            last_s = end_s - min(_rounding_s(clip.tick_s), (end_s - times_s[stop - 1]) / 4)
+            ends = np.append(begins[1:], max((last_s - start_s) * self.fps, 1e-9))
             chosen = chosen[np.maximum(np.ceil(begins), 0) < ends]
         count = self.num_frames or self.max_frames
         if count is not None and (count < len(chosen) or (repeat and self.num_frames is not None)):
@@ -168,12 +179,28 @@ class Choice:
         return [int(i) for i in chosen]
 
 
+def _rounding_s(tick_s: float) -> float:
+    # Half a tick of the clock, and what floating-point numbers lose. Clocks coarser than that of Matroska (1 ms) count
+    # frames, or were not made for video: they say nothing about how exact the times are.
+    return min(tick_s / 2, 0.0005) + 1e-6
+
+
+def _early_s(times_s: NDArray[np.float64], tick_s: float) -> NDArray[np.float64]:
+    """Return how much before its time each frame counts as on screen, because containers round times to their clock.
+
+    Never more than a quarter of how long the frame before it is there.
+    """
+    most = _rounding_s(tick_s)
+    return np.minimum(most, np.diff(times_s, prepend=times_s[0] - 4 * most) / 4)
+
+
 def nearest(times_s: NDArray[np.float64], keys: NDArray[np.intp], indices: list[int]) -> list[int]:
     """Return for each of `indices` which of `keys` (ascending, not empty) is nearest in time, of two the earlier."""
     after = np.searchsorted(keys, indices)
     earlier, later = keys[(after - 1).clip(0)], keys[after.clip(None, len(keys) - 1)]
     # As near as makes no difference to a clock, though not to floating-point numbers, is as near.
-    is_later = times_s[later] - times_s[indices] < times_s[indices] - times_s[earlier] - 1e-6
+    same_s = 1e-9 * float(times_s[-1])
+    is_later = times_s[later] - times_s[indices] < times_s[indices] - times_s[earlier] - same_s
     # Before the first key frame both are that one.
     return [int(i) for i in np.where(is_later, later, earlier)]
 

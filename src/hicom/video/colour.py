@@ -217,8 +217,9 @@ def _check_matrix(name: str, frame: VideoFrame) -> None:
     try:
         VideoReformatter().reformat(frame, 16, 16, "rgb24")
     except (av.error.FFmpegError, OSError) as error:
-        text = "FFmpeg's scaler cannot convert the matrix of its colours to RGB; convert the video to BT.709"
-        raise VideoError(f"{name}: {text} (number {int(frame.colorspace)} of ITU-T H.273)") from error
+        kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
+        text = f"its colours, {kind}, cannot be converted to RGB; convert it to BT.709 ({error.strerror})"
+        raise VideoError(f"{name}: {text}") from error
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import io
-import math
 import os
 from bisect import bisect_right
 from collections import deque
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +37,11 @@ from numpy.typing import NDArray
 from .. import pyav
 from ..square import Square
 from .colour import Display, alpha_decoder
-from .packets import Packet, container_name, describe_packet, describe_stream
+from .cursor import Cursor, Cursors, Lost, Table
+from .damage import is_complete, tagged_duration_s
+from .index import read_index
+from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
+from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
 from .types import ChooseAgain, Pixels, VideoError, VideoInfo
 
 _MAX_THREADS = 8  # of one call, in total; every decoder holds up to 17 pictures for reference
@@ -55,34 +58,45 @@ class Video:
 
     def __init__(self, file: Path | IO[bytes], name: str) -> None:
         self._file, self._name = file, name
+        self._load(may_index=True)
+
+    def _load(self, may_index: bool) -> None:
+        """Find out what there is; `may_index` takes what the packets say from an index, where there is one."""
+        name = self._name
         self._num_errors = 0
         self._num_empty = 0
+        self._is_whole = False  # whether everything has to be decoded to read anything
         frame: VideoFrame | None = None
-        with self._opened() as (container, stream):
-            codec = stream.codec_context.codec.canonical_name
-            context = alpha_decoder(stream, 1) or stream.codec_context
+        with self._opened() as (container, stream, context):
+            codec = stream.codec_context.codec
             self._packets: list[Packet] = []
+            indexed: list[Packet] | None = None
+            self._states = States()
             for packet in self._demux(container, stream):
-                self._packets.append(describe_packet(packet, codec))
+                self._states.add(len(self._packets), packet)
+                self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
-                    frame = next(iter(self._decode(context, packet)), None)
+                    frame = next(iter(self._decode(context, numbered(packet, len(self._packets) - 1))), None)
+                    if frame is not None and may_index and self._num_errors == 0:
+                        indexed = read_index(self._file, container, stream, self._packets)
+                        if indexed is not None:
+                            self._packets = indexed
+                            break
             if frame is None:
                 frame = next(iter(self._decode(context, None)), None)
             if not self._packets:
                 raise VideoError(f"{name}: the video stream has no frames; record or download the file again")
             if frame is None:
-                raise VideoError(
-                    f"{name}: none of its {len(self._packets)} frames decodes ({codec}); download it again"
-                )
-            self._time_base = float(stream.time_base or 0)
+                raise VideoError(self._none_decodes(codec.canonical_name))
             self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
+            self.tick_s = float(stream.time_base or 1 / self._rate)
             self._display = Display.of(name, container.format.name, stream, frame)
-            self._can_seek = container.format.name.startswith(("mov,", "matroska,"))
-            self._num_declared = self._count_declared(container, stream)
+            self._table = Table(self._packets, codec.canonical_name, is_read=indexed is None)
+            self._num_lost = self._count_lost(container, stream)
             self.info = VideoInfo(
                 name=name,
                 container=container_name(name, container.format.name),
-                codec=codec,
+                codec=codec.canonical_name,
                 duration_s=0.0,
                 num_frames=0,
                 fps=0.0,
@@ -94,170 +108,226 @@ class Video:
                 streams=tuple(describe_stream(each) for each in container.streams),
                 notes=self._display.notes,
             )
-            # AVI stores no presentation times: with reordered frames FFmpeg's guesses are those of other frames.
-            is_guessed = container.format.name == "avi" and any(packet.pts != packet.dts for packet in self._packets)
-        self._is_timed = not is_guessed and self._has_consistent_times()
-        self._decoded: list[int] | None = None  # after a scan: the frames to choose from among those that decode
-        self._frames: list[int] = []  # otherwise: their packets, in presentation order
-        if self._is_timed:
-            # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
-            first = frame.pts if frame.pts is not None else -math.inf
-            sound = [i for i, packet in enumerate(self._packets) if packet.is_frame and not packet.is_corrupt]
-            self._frames = sorted((i for i in sound if self._pts(i) >= first), key=self._pts)
-        if self._frames:
-            self._set_stamps([self._pts(i) for i in self._frames])
-            self.keys = np.flatnonzero([self._packets[i].is_key for i in self._frames])
-        else:
-            self._scan()
+            is_reordered = context.has_b_frames
+            self._is_slotted = container.format.name in ("avi", "asf")  # they store times of decoding alone
+            is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
+        self._stamps = stamps_of(self._packets, self._is_slotted)
+        # Where what packets change in the decoder is not told, none is left out.
+        self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
+        self._order: list[int] | None = None  # the packets in the order of presentation, once that is known
+        self._ranks: Ranks | None = None
+        self._find_frames(codec.reorder, is_reordered, frame.pts or 0)
 
-    def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
-        """Yield the frames `indices`; see `Clip`."""
-        reformatter = VideoReformatter()
-        if self._decoded is not None:
-            numbers = {self._decoded[index]: index for index in indices}
-            for number, frame in enumerate(self._run([(0, len(self._packets))])):
-                if number in numbers:
-                    yield numbers.pop(number), self._display.pixels(frame, size, reformatter)
-                if not numbers:
-                    return
-            raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
-        missing = {self._pts(self._frames[index]): index for index in indices}
-        for frame in self._run(self._spans(indices), frozenset(missing)):
-            if frame.pts in missing:
-                yield missing.pop(frame.pts), self._display.pixels(frame, size, reformatter)
-        if missing:
+    def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
+        """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
+        packets = self._packets
+        # What FFmpeg tells of AVI and ASF with frames that are not in the order of the file are guesses.
+        if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
+            every = list(range(len(packets)))
+            self._ranks = Ranks(every, self._key_positions)
+            self._set_frames(every, set(every))
+            return
+        self._order = order_by_stamps(packets, can_reorder, is_reordered)
+        if self._order is None:
             self._scan()
-            raise ChooseAgain
+            return
+        # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
+        decodable = self._order[self._order.index(first) :]
+        self._set_frames(self._order, {position for position in decodable if not packets[position].is_corrupt})
+
+    def frames(
+        self, indices: list[int], size: int | Square | None, cursors: Cursors | None = None
+    ) -> Iterator[tuple[int, Pixels]]:
+        """Yield the frames `indices`; see `Clip`. `cursors` are open files to go on with."""
+        reformatter = VideoReformatter()
+        wanted = Wanted(indices, self._frames, self._ranks)
+        spans = [(0, len(self._packets) - 1)] if self._is_whole else self._spans(indices)
+        with self._losing():
+            for frame in self._run(spans, None if self._is_whole else wanted.positions, cursors=cursors):
+                index = wanted.take(frame.pts)
+                if index is not None:
+                    yield index, self._display.pixels(frame, size, reformatter)
+                if self._is_whole and wanted.is_done():
+                    return
+        if not wanted.is_done():
+            self._decode_whole()
 
     def is_sparse(self, indices: list[int]) -> bool:
         """Whether most of `indices` lie in groups of pictures of their own, so that few are decoded twice in pieces."""
-        return self._decoded is None and 2 * len(self._spans(sorted(set(indices)))) > len(set(indices))
+        return not self._is_whole and 2 * len(self._spans(sorted(set(indices)))) > len(set(indices))
 
-    def read(self, indices: list[int], size: int | Square | None, put: Callable[[int, Pixels], None]) -> None:
+    def read(
+        self,
+        indices: list[int],
+        size: int | Square | None,
+        put: Callable[[int, Pixels], None],
+        cursors: Cursors | None = None,
+    ) -> None:
         """Give `put` all that `frames` yields, but in any order and from several threads at a time."""
-        spans = [] if self._decoded is not None else self._spans(indices)
+        spans = [] if self._is_whole else self._spans(indices)
         num_workers = min(_num_threads(_MAX_THREADS), len(spans)) if self._can_reopen() else 1
         if num_workers <= 1:
-            for index, pixels in self.frames(indices, size):
+            for index, pixels in self.frames(indices, size, cursors):
                 put(index, pixels)
             return
         # All that threads share: each span is of one of them, and what they count besides only matters in a scan.
-        missing = {self._pts(self._frames[index]): index for index in indices}
-        wanted = frozenset(missing)
-        left = deque(spans)
+        wanted = Wanted(indices, self._frames, self._ranks)
+        shares = _shares(spans, num_workers)
 
-        def take() -> Iterator[tuple[int, int]]:
-            with suppress(IndexError):
+        def take(own: deque[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+            last = -1
+            with suppress(IndexError):  # nothing is left
                 while True:
-                    yield left.popleft()
+                    # Who is done helps where most is left, but goes back in the file for nobody.
+                    most = own or max(shares, key=len)
+                    if most is not own and most[-1][0] < last:
+                        return
+                    span = most.popleft() if most is own else most.pop()
+                    last = span[1]
+                    yield span
 
-        def work() -> None:
+        def stop() -> None:
+            for share in shares:
+                share.clear()
+
+        def work(own: deque[tuple[int, int]]) -> None:
             reformatter = VideoReformatter()
             try:
                 # Decoders of one thread each waste the least: nothing is decoded ahead, none waits for another.
-                for frame in self._run(take(), wanted, _num_threads(_MAX_THREADS) // num_workers):
-                    if frame.pts in missing:
-                        put(missing.pop(frame.pts), self._display.pixels(frame, size, reformatter))
-            finally:
-                left.clear()  # after a failure the others have nothing left to begin
+                num_threads = _num_threads(_MAX_THREADS) // num_workers
+                for frame in self._run(take(own), wanted.positions, num_threads, cursors):
+                    index = wanted.take(frame.pts)
+                    if index is not None:
+                        put(index, self._display.pixels(frame, size, reformatter))
+            except BaseException:
+                stop()  # the others have nothing left to begin
+                raise
 
-        with ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
+        with self._losing(), ThreadPoolExecutor(num_workers, "hicom-video") as pool:  # waits for all of its threads
             try:
-                for worker in [pool.submit(work) for _ in range(num_workers)]:
+                for worker in [pool.submit(work, share) for share in shares]:
                     worker.result()
             finally:
-                left.clear()  # also where the caller is interrupted while it waits
-        if missing:
-            self._scan()
-            raise ChooseAgain
+                stop()  # also where the caller is interrupted while it waits
+        if not wanted.is_done():
+            self._decode_whole()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Choose again where what is read is not what was to be there, after looking at the packets themselves."""
+        try:
+            yield
+        except Lost:
+            if self._table.is_read:
+                self._table.can_seek = False
+            else:
+                self._load(may_index=False)
+            raise ChooseAgain from None
 
     # The frames there are
 
-    def _pts(self, position: int) -> int:
-        pts = self._packets[position].pts
-        assert pts is not None
-        return pts
+    @property
+    def keys(self) -> NDArray[np.intp]:
+        """Which of the frames are key frames; where only a decoder can tell, everything is decoded once."""
+        if self._ranks is not None:
+            self._scan()
+        return self._keys
 
-    def _has_consistent_times(self) -> bool:
-        pts = [packet.pts for packet in self._packets]
-        dts = [packet.dts for packet in self._packets if packet.dts is not None]
-        return None not in pts and len(set(pts)) == len(pts) and all(a <= b for a, b in pairwise(dts))
+    def _decode_whole(self) -> None:
+        """Go on with what decodes when all is decoded, because some of the chosen frames did not."""
+        if self._is_whole:
+            raise VideoError(f"{self._name}: it decodes differently each time; convert it, or download it again")
+        self._scan()
+        self._is_whole = True
+        raise ChooseAgain
 
     def _scan(self) -> None:
         """Decode everything to learn which frames there are."""
         self._num_errors = 0
-        self._decoded = []
-        stamps: list[int] = []
-        keys: list[int] = []
-        total = 0
-        for frame in self._run([(0, len(self._packets))]):
-            if frame.pts is not None and (not stamps or frame.pts > stamps[-1]):
-                self._decoded.append(total)
-                stamps.append(frame.pts)
-            if frame.key_frame:
-                keys.append(total)
-            total += 1
-        if total == 0:
-            raise VideoError(f"{self._name}: none of its {len(self._packets)} frames decodes; download it again")
-        # Good times stay: out of order there are only pictures that the decoder gives out again after damage.
-        if len(stamps) == total or (self._is_timed and self._num_errors > 0):
-            self._set_stamps(stamps)
-        else:
-            self._decoded = list(range(total))
-            self._set_times(np.arange(total) / self._rate, total / self._rate)
-        self.keys = np.flatnonzero(np.isin(self._decoded, keys))
+        decoded: dict[int, bool] = {}  # packets in the order of their frames, and whether those are key frames
+        for frame in self._run([(0, len(self._packets) - 1)]):
+            if frame.pts is not None and self._packets[frame.pts].is_frame:
+                decoded.setdefault(frame.pts, frame.key_frame)
+        if not decoded:
+            raise VideoError(self._none_decodes(self.info.codec))
+        if self._order is None:
+            self._order = order_by_decoder(len(self._packets), decoded)
+        self._ranks = None
+        keys = {position for position, is_key in decoded.items() if is_key}
+        self._key_positions = [position for position in self._key_positions if position in keys]
+        self._set_frames(self._order, set(decoded), keys)
 
-    def _set_stamps(self, stamps: list[int]) -> None:
-        first, last, last_duration = stamps[0], stamps[-1], 0
-        if self._is_timed:  # then damaged frames have their times too
-            shown = [position for position, packet in enumerate(self._packets) if packet.is_frame]
-            first = self._pts(min(shown, key=self._pts))
-            last = self._pts(max(shown, key=self._pts))
-            last_duration = self._packets[max(shown, key=self._pts)].duration
-        duration_s = (last - first + last_duration) * self._time_base + (0 if last_duration else 1 / self._rate)
-        self._set_times((np.array(stamps) - first) * self._time_base, duration_s)
+    def _none_decodes(self, codec: str) -> str:
+        return f"{self._name}: none of its {len(self._packets)} frames decodes ({codec}); download it again"
 
-    def _set_times(self, times_s: NDArray[np.float64], duration_s: float) -> None:
-        self.times_s = times_s
-        num_packets = len(self._packets) + self._num_empty
-        num_frames = sum(packet.is_frame for packet in self._packets)
-        is_truncated = self._num_declared > num_packets
-        if is_truncated:
-            num_frames += self._num_declared - num_packets
-        is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
-        damage = ""
-        if len(times_s) < num_frames and (is_truncated or is_damaged):
-            damage = f"{'truncated' if is_truncated else 'damaged'}: {len(times_s)} of {num_frames} frames decode"
+    def _set_frames(self, order: list[int], readable: set[int], keys: set[int] | None = None) -> None:
+        """Take over which frames there are.
+
+        Args:
+            order: all packets, in the order of presentation.
+            readable: those of the frames that can be chosen.
+            keys: those of key frames; None: the packets say so.
+        """
+        self._places = {position: place for place, position in enumerate(order)}
+        order = [position for position in order if self._packets[position].is_frame]
+        stamps = [self._stamps[position] for position in order]
+        if self._is_slotted:
+            stamps.sort(key=lambda stamp: -1 if stamp is None else stamp)
+        line = make_time_line(self._packets, order, stamps, self.tick_s, self._rate)
+        numbers = [number for number, position in enumerate(order) if position in readable]
+        self._frames = [order[number] for number in numbers]
+        self.times_s = line.times_s[numbers]
+        is_key = [self._packets[each].is_key if keys is None else each in keys for each in self._frames]
+        self._keys = np.flatnonzero(is_key)
         self.info = replace(
             self.info,
-            duration_s=duration_s,
-            num_frames=len(times_s),
-            fps=len(times_s) / duration_s,
-            damage=damage,
+            duration_s=line.duration_s,
+            num_frames=len(numbers),
+            fps=len(numbers) / line.duration_s,
+            damage=self._damage(len(numbers), len(order)),
         )
 
-    def _count_declared(self, container: InputContainer, stream: VideoStream) -> int:
-        """Return how many packets the header promises, 0 where it does not say."""
+    def _damage(self, num_frames: int, num_shown: int) -> str:
+        """Return what is missing when so many frames can be read of those that the packets say are shown."""
+        is_truncated = self._num_lost > 0
+        is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
+        num_promised = num_shown + self._num_lost
+        if num_frames == num_promised or not (is_truncated or is_damaged):
+            return ""
+        return f"{'truncated' if is_truncated else 'damaged'}: {num_frames} of {num_promised} frames decode"
+
+    def _count_lost(self, container: InputContainer, stream: VideoStream) -> int:
+        """Return how many frames the file promises behind its last packet."""
+        packets, clock_s = self._packets, float(stream.time_base or 0)
         if container.format.name.startswith("mov,"):
             indexed = pyav.count_indexed(stream)
-            return self._count_uncut(stream) if indexed is None else indexed
+            return max(0, (self._count_uncut(stream) if indexed is None else indexed) - len(packets))
         if container.format.name.startswith("matroska,"):
-            tags = [value for key, value in stream.metadata.items() if key.startswith("DURATION")]
-            if not tags:
-                return 0
-            hours, minutes, seconds = tags[0].split(":")
-            declared_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-            read_s = max(packet.pts or 0 for packet in self._packets) * self._time_base
+            declared_s = tagged_duration_s(stream.metadata)
+            read_s = max((packet.pts or 0) + packet.duration for packet in packets) * clock_s
             # Within half a second the tag may count otherwise than we do.
-            return round(declared_s * self._rate) if declared_s - read_s > 0.5 else 0
-        return stream.frames
+            num_lost = round((declared_s - read_s) * self._rate) if declared_s - read_s > 0.5 else 0
+        elif container.format.name == "avi":  # its header counts slots
+            num_lost = stream.frames - max((packet.dts or 0) + packet.duration for packet in packets)
+        else:
+            return max(0, stream.frames - len(packets) - self._num_empty)
+        # The last frame may last long, and the last slots of AVI may be empty.
+        return max(0, num_lost) if num_lost > 0 and (self._num_errors > 0 or not self._is_complete()) else 0
+
+    def _is_complete(self) -> bool:
+        """Return whether the structure of the file ends where the file ends."""
+        if isinstance(self._file, Path):
+            with self._file.open("rb") as file:
+                return is_complete(file)
+        self._file.seek(0)
+        return is_complete(self._file)
 
     def _count_uncut(self, stream: VideoStream) -> int:
         """Return how many packets there should be, where the header counts those that an edit list cuts away, too."""
         num_packets = len(self._packets)
         if stream.frames <= num_packets:
             return num_packets
-        with self._opened(ignore_editlist="1") as (container, uncut):
+        with self._opened(ignore_editlist="1") as (container, uncut, _):
             return num_packets + stream.frames - sum(1 for _ in self._demux(container, uncut))
 
     # Decoding
@@ -267,7 +337,9 @@ class Video:
         return isinstance(self._file, Path) or type(self._file) is io.BytesIO
 
     @contextmanager
-    def _opened(self, num_threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _opened(
+        self, num_threads: int = 1, **options: str
+    ) -> Iterator[tuple[InputContainer, VideoStream, VideoCodecContext]]:
         file = self._file
         if not isinstance(file, Path):
             if type(file) is io.BytesIO:
@@ -295,7 +367,7 @@ class Video:
             pyav.read_only(container, stream)
             stream.codec_context.thread_type = ThreadType.FRAME
             stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, num_threads)
-            yield container, stream
+            yield container, stream, alpha_decoder(stream, num_threads) or stream.codec_context
 
     def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
         self._num_empty = 0
@@ -321,47 +393,67 @@ class Video:
 
     def _spans(self, indices: list[int]) -> list[tuple[int, int]]:
         """Return which packets, first and last in decoding order, give the frames `indices`."""
-        keys = [position for position, packet in enumerate(self._packets) if packet.is_key]
         spans: list[tuple[int, int]] = []
         for index in indices:
-            position = self._frames[index]
-            key = bisect_right(keys, position) - 1
-            while key >= 0 and self._pts(keys[key]) > self._pts(position):
-                key -= 1  # a leading picture: shown before the key frame that it follows in the file
-            first = keys[key] if key >= 0 else 0
+            first, last = self._span(index) if self._ranks is None else self._ranks.span(index)
             if spans and first <= spans[-1][1] + 1:
-                spans[-1] = (min(first, spans[-1][0]), max(position, spans[-1][1]))
+                spans[-1] = (min(first, spans[-1][0]), max(last, spans[-1][1]))
             else:
-                spans.append((first, position))
+                spans.append((first, last))
         return spans
 
+    def _span(self, index: int) -> tuple[int, int]:
+        """Return which packets give the frame `index`: from its key frame on."""
+        keys, position = self._key_positions, self._frames[index]
+        key = bisect_right(keys, position) - 1
+        while key >= 0 and self._places[keys[key]] > self._places[position]:
+            key -= 1  # a leading picture: shown before the key frame that it follows in the file
+        return (keys[key] if key >= 0 else 0), position
+
     def _run(
-        self, spans: Iterable[tuple[int, int]], wanted: frozenset[int] | None = None, num_threads: int = _MAX_THREADS
+        self,
+        spans: Iterable[tuple[int, int]],
+        wanted: frozenset[int] | None = None,
+        num_threads: int = _MAX_THREADS,
+        cursors: Cursors | None = None,
     ) -> Iterator[VideoFrame]:
-        """Decode spans of packets; with `wanted`, skip what neither these time stamps nor other frames need."""
-        positions = {packet.pts: position for position, packet in enumerate(self._packets)}
-        with self._opened(_num_threads(num_threads)) as (container, stream):
-            context = alpha_decoder(stream, stream.codec_context.thread_count) or stream.codec_context
-            if wanted is None:
-                context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
-            packets: Iterator[tuple[int, av.Packet[VideoStream]]] = enumerate(self._demux(container, stream))
-            position = -1
+        """Decode spans of packets; with `wanted`, skip what neither the frames of these packets nor others need."""
+        opened = partial(self._opened, _num_threads(num_threads))
+        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, _SEEK_PACKETS))
+        is_done = False
+        try:
             for first, last in spans:
-                if self._can_seek and first - position > _SEEK_PACKETS:
-                    container.seek(self._pts(first), stream=stream)
-                    packets = ((positions[packet.pts], packet) for packet in self._demux(container, stream))
-                is_started = False
-                for position, packet in packets:
-                    is_started = is_started or position == first
-                    if is_started:
-                        # The first packet is needed anyway; some decoders read this setting only when they open.
-                        is_needed = wanted is None or position == first or packet.pts in wanted
-                        context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-                        yield from self._decode(context, packet)
+                for position, packet in cursor.packets_from(first):
+                    context = cursor.context
+                    if wanted is None and position == 0:
+                        context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
+                    if position == first:
+                        self._states.bring(position, packet)
+                    # The first packet is needed anyway; some decoders read this setting only when they open.
+                    is_needed = wanted is None or position == first or position in wanted
+                    context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                    yield from self._decode(cursor.context, numbered(packet, position))
                     if position >= last:
                         break
-                yield from self._decode(context, None)
-                context.flush_buffers()
+                yield from self._decode(cursor.context, None)
+                cursor.context.flush_buffers()
+            is_done = True
+        finally:
+            if is_done and cursors is not None:
+                cursors.give(cursor)
+            else:
+                cursor.close()
+
+
+def _shares(spans: list[tuple[int, int]], num: int) -> list[deque[tuple[int, int]]]:
+    """Divide spans of packets so that all shares take about as long; each goes forward through the file."""
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(num)]
+    loads = [0] * num
+    for first, last in sorted(spans, key=lambda span: span[0] - span[1]):
+        least = loads.index(min(loads))
+        shares[least].append((first, last))
+        loads[least] += last - first + 1
+    return [deque(sorted(share)) for share in shares]
 
 
 def _num_threads(most: int) -> int:

@@ -47,7 +47,7 @@ class Given:
 
     def __init__(self, video: VideoFrames) -> None:
         self._frames = video.frames
-        self.info, self.times_s = video.info, video.timestamps_s
+        self.info, self.times_s, self.tick_s = video.info, video.timestamps_s, 0.0
         self.keys = np.arange(len(self.times_s))
 
     def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
@@ -163,6 +163,7 @@ class Pictures:
         elif isinstance(first, Image.Image) and first.format is not None:
             codec = first.format.lower()
         self.times_s = np.arange(len(pictures)) / fps if times_s is None else times_s
+        self.tick_s = 1 / fps
         self.keys = np.arange(len(pictures))
         duration_s = len(pictures) / fps if duration_s is None else duration_s
         width, height = self._size(0)
@@ -257,7 +258,7 @@ class Animation:
         with reading(f"{name}:"):
             durations_s = [self._duration_s(index) for index in range(getattr(image, "n_frames", 1))]
         ends_s = np.cumsum(durations_s)
-        self.times_s = ends_s - durations_s
+        self.times_s, self.tick_s = ends_s - durations_s, 0.001
         self.keys = np.arange(len(durations_s))
         self.info = VideoInfo(
             name=name,

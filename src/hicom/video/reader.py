@@ -13,6 +13,7 @@ import numpy as np
 
 from ..square import Square
 from .choose import Choice, check_count, split_bounds
+from .cursor import Cursors
 from .decode import Video
 from .pictures import Given
 from .sources import name_of, open_clip
@@ -44,7 +45,7 @@ def probe(source: Source, *, source_fps: float = 25.0) -> VideoInfo:
 
 
 def read_frames(
-    source: Source,
+    source: Source | FrameReader,
     *,
     num_frames: int | None = None,
     fps: float | None = None,
@@ -67,7 +68,7 @@ def read_frames(
             uint8[T, 3, H, W] or one frame of it, as an array or a torch tensor on any device; an iterator or a list of
             images (paths, Pillow images, arrays, tensors, `av.VideoFrame`s, whose times are kept). A path or URL may
             end with `#t=5,12`: seconds 5 to 12, as `start_s` and `end_s` would say. Only text names URLs and standard
-            input: a `Path` is always a file of this machine.
+            input: a `Path` is always a file of this machine. Or what `open_frames` opened.
         num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video (`repeat`).
         fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
         timestamps_s: the frames on screen at these times, in this order.
@@ -109,12 +110,17 @@ def read_frames(
 
 
 def open_frames(
-    source: Source | VideoFrames, *, size: int | Square | None = None, source_fps: float = 25.0, **choice: Any
+    source: Source | VideoFrames | FrameReader,
+    *,
+    size: int | Square | None = None,
+    source_fps: float = 25.0,
+    **choice: Any,
 ) -> FrameReader:
     """Open a video to read its chosen frames in chunks, for videos whose chosen frames do not fit into memory.
 
     Args:
-        source: see `read_frames`; or frames that it has read, which all come as they are.
+        source: see `read_frames`; or frames that it has read, which all come as they are; or a reader, to choose anew
+            from the same video without looking through its file again.
         size: see `read_frames`.
         source_fps: see `read_frames`.
         **choice: further arguments of `read_frames`.
@@ -122,8 +128,9 @@ def open_frames(
     Raises:
         VideoError: see `read_frames`.
     """
+    opened, source = (source, source.source) if isinstance(source, FrameReader) else (None, source)
     if isinstance(source, VideoFrames):
-        return FrameReader(Given(source), None, None)
+        return FrameReader(source, Given(source), None, None)
     name = name_of(source)
     file, bounds = split_bounds(source)
     if twice := [key for key in bounds if choice.get(key) is not None]:
@@ -134,23 +141,30 @@ def open_frames(
     chosen = Choice(name=name, **choice)
     if size is not None:
         check_count(name, "size", size.size if isinstance(size, Square) else size)
-    return FrameReader(open_clip(file, source_fps), chosen, size)
+    # Only sources without times depend on the rate.
+    clip = opened.clip if opened is not None and isinstance(opened.clip, Video) else open_clip(file, source_fps)
+    return FrameReader(source, clip, chosen, size)
 
 
 class FrameReader:
     """Chosen frames of a video, read in chunks; `open_frames` makes one.
 
     Attributes:
+        source: what was opened.
+        clip: the video, opened.
         info: the video; its sizes are those before scaling.
         timestamps_s: float64[T], presentation times of the chosen frames.
     """
 
-    def __init__(self, clip: Clip, choice: Choice | None, size: int | Square | None) -> None:
-        self._clip, self._choice, self._size = clip, choice, size
+    def __init__(
+        self, source: Source | VideoFrames, clip: Clip, choice: Choice | None, size: int | Square | None
+    ) -> None:
+        self.source, self.clip = source, clip
+        self._choice, self._size = choice, size
         self._choose()
 
     def _choose(self) -> None:
-        clip = self._clip
+        clip = self.clip
         self.info = clip.info
         times_s = clip.times_s
         self._indices, self._note = [*range(len(times_s))], ""
@@ -160,11 +174,12 @@ class FrameReader:
 
     def read(self) -> VideoFrames:
         """Return all chosen frames; see `read_frames`."""
-        try:
-            result = _read(self._clip, self._indices, self._size)
-        except ChooseAgain:
-            self._choose()
-            result = _read(self._clip, self._indices, self._size)
+        while True:
+            try:
+                result = _read(self.clip, self._indices, self._size)
+                break
+            except ChooseAgain:  # at most three times: without an index, without seeking, and once all was decoded
+                self._choose()
         self._warn(stacklevel=4)  # of who called `read_frames`
         return result
 
@@ -179,14 +194,16 @@ class FrameReader:
             VideoWarning: see `read_frames`.
         """
         try:
-            is_sparse = isinstance(self._clip, Video) and self._clip.is_sparse(self._indices)
+            is_sparse = isinstance(self.clip, Video) and self.clip.is_sparse(self._indices)
             if not is_sparse and all(a < b for a, b in pairwise(self._indices)):
-                frames = self._clip.frames(self._indices, self._size)
+                frames = self.clip.frames(self._indices, self._size)
                 while chunk := [pixels for _, pixels in islice(frames, num_frames)]:
                     yield np.stack(chunk)
             else:
-                for first in range(0, len(self._indices), num_frames):
-                    yield _read(self._clip, self._indices[first : first + num_frames], self._size).frames
+                with Cursors() as cursors:
+                    for first in range(0, len(self._indices), num_frames):
+                        chosen = self._indices[first : first + num_frames]
+                        yield _read(self.clip, chosen, self._size, cursors).frames
         except ChooseAgain:
             self._choose()
             raise FramesChanged from None
@@ -194,7 +211,7 @@ class FrameReader:
 
     def _warn(self, stacklevel: int) -> None:
         # A look at the clip, not at what it was when frames were chosen: reading may have found damage.
-        info, end_s = self._clip.info, None if self._choice is None else self._choice.end_s
+        info, end_s = self.clip.info, None if self._choice is None else self._choice.end_s
         if info.damage:
             warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel)
         for note in (*info.notes, *([self._note] if self._note else [])):
@@ -204,7 +221,7 @@ class FrameReader:
             warnings.warn(text, VideoWarning, stacklevel)
 
 
-def _read(clip: Clip, indices: list[int], size: int | Square | None) -> VideoFrames:
+def _read(clip: Clip, indices: list[int], size: int | Square | None, cursors: Cursors | None = None) -> VideoFrames:
     places: dict[int, list[int]] = {}
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
@@ -224,7 +241,7 @@ def _read(clip: Clip, indices: list[int], size: int | Square | None) -> VideoFra
             frames[place] = frame
 
     if isinstance(clip, Video):
-        clip.read(sorted(places), size, put)
+        clip.read(sorted(places), size, put, cursors)
     else:
         for index, frame in clip.frames(sorted(places), size):
             put(index, frame)

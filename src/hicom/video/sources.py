@@ -22,7 +22,6 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from ..fetch import CHUNK, FetchError, FetchLimits, fetch_pieces
-from .choose import split_bounds
 from .decode import Video
 from .pictures import Animation, Pictures, heif_kind, open_picture
 from .types import Clip, Pixels, Source, VideoError
@@ -114,10 +113,8 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
     if isinstance(source, io.TextIOBase | Sequence) or not hasattr(source, "read"):
         kinds = "a path, bytes, a file opened in binary mode, uint8[T, H, W, 3] or a list of images"
         raise VideoError(f"{name}: cannot read a video from this type; give {kinds}")
-    if isinstance(source, _Kept):
-        return _open_kept(source, source_fps)
     if not getattr(source, "seekable", lambda: hasattr(source, "seek"))():
-        return _open_kept(_Kept(_pieces(source, name), name), source_fps)
+        return _open_pieces(_pieces(source, name), name, source_fps)
     return _open_file(source, name, source_fps)
 
 
@@ -129,15 +126,27 @@ def _open_text(source: str, name: str, source_fps: float) -> Clip:
         raise VideoError(
             f"{source!r}: the path of the video is empty; give a file or a folder of images ('.' is the current one)"
         )
-    if (kept := _keep(source)) is not None:
-        return _open_kept(kept, source_fps)
+    if source == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise VideoError("-: standard input is a terminal; pipe a video into it, or give a path")
+        return _open_pieces(_pieces(sys.stdin.buffer, name), name, source_fps)
     found = _URL.match(source)
     scheme = found[1].lower() if found else ""
+    if scheme in ("http", "https"):
+        return _open_url(source, name, source_fps)
     if scheme == "file":
         return _open_path(path_of_url(source), name, source_fps)
     if scheme:
         raise VideoError(f"{name}: there is no way to read {scheme}:// ; give http, https or file, or a path")
     return _open_path(Path(source), name, source_fps)
+
+
+def _open_url(url: str, name: str, source_fps: float) -> Clip:
+    try:
+        return _open_pieces(fetch_pieces(url, FETCH_LIMITS), name, source_fps)
+    except FetchError as error:
+        reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
+        raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
 
 
 def path_of_url(url: str) -> Path:
@@ -162,66 +171,18 @@ def _pieces(file: Any, name: str) -> Iterator[bytes]:
         yield bytes(piece)
 
 
-class _Kept(tempfile.SpooledTemporaryFile[bytes]):
-    """What came once, as a file that can be read several times."""
-
-    def __init__(self, pieces: Iterable[bytes], called: str) -> None:
-        super().__init__(max_size=_IN_MEMORY)
-        self._called = called
-        self.size = 0
-        for piece in pieces:
-            self.size += len(piece)
-            if self.size > MAX_STREAM_BYTES:
-                text = f"more than {MAX_STREAM_BYTES:,} bytes come; save it to a file, and give its path"
-                raise VideoError(f"{called}: {text}")
-            self.write(piece)
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return self._called
-
-
-def _open_kept(kept: _Kept, source_fps: float) -> Clip:
+def _open_pieces(pieces: Iterable[bytes], name: str, source_fps: float) -> Clip:
+    """Return the clip of what comes once, kept as a file that can be read several times."""
+    kept: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115, the clip holds it
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_STREAM_BYTES:
+            raise VideoError(f"{name}: more than {MAX_STREAM_BYTES:,} bytes come; save it to a file, and give its path")
+        kept.write(piece)
     kept.seek(0)
     # Of bytes several threads read; a file has one position for all.
-    file: IO[bytes] = io.BytesIO(kept.read()) if kept.size <= _IN_MEMORY else kept
-    return _open_file(file, kept.name, source_fps)
-
-
-def keep(source: str) -> tuple[str | IO[bytes], dict[str, float]]:
-    """Return text that names what comes once (a URL, a pipe, `-`) as a file, and the bounds of the part it names.
-
-    That file can be read several times. All else comes as it is.
-
-    Raises:
-        VideoError: it cannot be had, or there is too much of it.
-    """
-    text, bounds = split_bounds(source)
-    kept = _keep(str(text))
-    return (source, {}) if kept is None else (kept, bounds)
-
-
-def _keep(source: str) -> _Kept | None:
-    name = _name_of_path(source)
-    if source == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise VideoError("-: standard input is a terminal; pipe a video into it, or give a path")
-        return _Kept(_pieces(sys.stdin.buffer, name), name)
-    if source.lower().startswith(("http://", "https://")):
-        try:
-            return _Kept(fetch_pieces(source, FETCH_LIMITS), name)
-        except FetchError as error:
-            reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
-            raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
-    try:
-        is_pipe = stat.S_ISFIFO(os.stat(source).st_mode)  # `<(command)`, /dev/stdin, a named pipe
-    except (OSError, ValueError):  # told where it is opened
-        return None
-    if not is_pipe:
-        return None
-    with open(source, "rb") as pipe:
-        return _Kept(_pieces(pipe, name), name)
+    return _open_file(kept if size > _IN_MEMORY else io.BytesIO(kept.read()), name, source_fps)
 
 
 # Files and folders
@@ -240,8 +201,8 @@ def _open_path(path: Path, name: str, source_fps: float) -> Clip:
     if not path.exists():
         raise VideoError(f"{name}: no such file or folder; check the path")
     with path.open("rb") as file:
-        if stat.S_ISFIFO(path.stat().st_mode):
-            return _open_kept(_Kept(_pieces(file, name), name), source_fps)
+        if stat.S_ISFIFO(path.stat().st_mode):  # `<(command)`, /dev/stdin, a named pipe
+            return _open_pieces(_pieces(file, name), name, source_fps)
         return _open_file(file, name, source_fps, path.absolute())
 
 

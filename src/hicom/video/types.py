@@ -116,8 +116,12 @@ class Clip(Protocol):
     """An opened source: its frames can be chosen by their times, and read."""
 
     info: VideoInfo
-    times_s: NDArray[np.float64]  # ascending, of the frames that can be read, relative to the first frame of the video
-    keys: NDArray[np.intp]  # ascending, which of them are key frames
+    times_s: NDArray[np.float64]  # of the frames that can be read, not descending, relative to the video's first frame
+    tick_s: float  # to which the times are rounded
+
+    @property
+    def keys(self) -> NDArray[np.intp]:
+        """Which of the frames are key frames, ascending. Finding that out may change the times: ask for it first."""
 
     def frames(self, indices: list[int], size: int | Square | None) -> Iterator[tuple[int, Pixels]]:
         """Yield (index, uint8[H, W, 3]) of all `indices`, which are ascending and do not repeat."""
