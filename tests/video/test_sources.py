@@ -142,7 +142,7 @@ def test_decoded_frames_keep_their_times(tmp_path: Path) -> None:
         assert read_numbers(clip.frames) == [0, 1, 2, 3, 4]
         assert np.allclose(clip.timestamps_s, expected.timestamps_s)
         assert clip.info.duration_s == pytest.approx(expected.info.duration_s, abs=0.05)
-    assert numbers(frames, timestamps_s=[1.0, 2.05]) == [2, 4]
+    assert numbers(frames, timestamps_s=[1.0, 2.05, 2.1]) == [2, 3, 4]
     assert numbers(frames[2]) == [2]
     assert np.array_equal(read_frames(frames, size=48).frames, read_frames(path, size=48).frames)
     with pytest.raises(VideoError, match=r"the times \(pts\) of frames must rise"):
@@ -159,7 +159,7 @@ def test_decoded_frames_are_on_white() -> None:
 
 def test_iterators_are_read_to_their_end() -> None:
     assert numbers(number_frame(number) for number in range(4)) == [0, 1, 2, 3]
-    assert numbers(map(Image.fromarray, [number_frame(1), number_frame(2)]), num_frames=1) == [1]
+    assert numbers(map(Image.fromarray, [number_frame(number) for number in (1, 2, 3)]), num_frames=1) == [2]
     with pytest.raises(VideoError, match="there are no frames in it"):
         read_frames(iter([]))
 
@@ -194,6 +194,13 @@ def test_standard_input(clip: Path, name: str) -> None:
     command = f"cat {clip} | {sys.executable} -c '{code}' {name}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout == ("15\n" if "#" in name else "30\n"), done.stderr
+
+
+def test_the_command_line_takes_pipes_and_urls(clip: Path, site: str) -> None:
+    for shell in (f"cat {clip} | HICOM info -", f"HICOM info <(cat {clip})", f"HICOM info {site}/clip.mp4"):
+        command = shell.replace("HICOM", f"{sys.executable} -m hicom")
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert "30 frames at 30 fps" in done.stdout, done.stderr
 
 
 def test_a_terminal_is_no_video() -> None:
