@@ -260,11 +260,11 @@ def test_key_frames_stand_in_for_the_frames_near_them(videos: Callable[[str], Pa
     whole = read_frames(path)
     choices: list[tuple[dict[str, Any], list[int]]] = [
         ({"num_frames": 5}, [near(number) for number in uniform_indices(NUM_FRAMES, 5)]),
-        ({"num_frames": 64}, list(range(0, NUM_FRAMES, 10))),  # each once
-        ({"fps": 15}, list(range(0, NUM_FRAMES, 10))),
-        ({}, list(range(0, NUM_FRAMES, 10))),
+        ({"fps": 3}, list(range(0, NUM_FRAMES, 10))),
+        ({}, list(range(0, NUM_FRAMES, 10))),  # each once
+        ({"max_frames": 64}, list(range(0, NUM_FRAMES, 10))),
         ({"start_s": 7 / 30, "end_s": 9 / 30}, [10]),  # outside of the bounds
-        ({"timestamps_s": [15 / 30, 119 / 30, 5 / 30, 6 / 30, 0.0, 16 / 30]}, [10, 110, 0, 10, 0, 20]),
+        ({"timestamps_s": [15 / 30, 119 / 30, 5 / 30, 15 / 30, 16 / 30]}, [10, 110, 0, 10, 20]),
     ]
     for choice, numbers in choices:
         with processors(num):
@@ -274,6 +274,27 @@ def test_key_frames_stand_in_for_the_frames_near_them(videos: Callable[[str], Pa
         assert np.array_equal(clip.frames, whole.frames[numbers])
         assert clip.info == whole.info
         assert np.array_equal(open_frames(path, **choice, snap="keyframe").timestamps_s, clip.timestamps_s)
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "told"),
+    [
+        ("b-frames", {"num_frames": 13}, "only 12 key frames for 13 frames"),
+        ("b-frames", {"fps": 15}, "only 12 key frames for 60 frames"),
+        ("b-frames", {"timestamps_s": [0.0, 0.1, 0.1, 3.0]}, "only 2 key frames for 3 frames"),
+        ("b-frames", {"num_frames": 200, "repeat": True}, "only 12 key frames for 120 frames"),
+        ("one group", {"num_frames": 8}, "only 1 key frame for 8 frames"),
+    ],
+)
+def test_too_few_key_frames_give_the_exact_frames(
+    videos: Callable[[str], Path], tmp_path: Path, name: str, choice: dict[str, Any], told: str
+) -> None:
+    one = {"codec_options": {"g": "600", "sc_threshold": "0"}}
+    path = write_video(tmp_path / "clip.mp4", 60, **one) if name == "one group" else videos(name)
+    with pytest.warns(VideoWarning, match=rf"{told} \(snap='keyframe'\); the exact frames are read") as found:
+        clip = read_frames(path, **choice, snap="keyframe")
+    assert len(found) == 1
+    assert_same(clip, read_frames(path, **choice))
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -199,7 +199,7 @@ def ask(
     """Answer a question about a video.
 
     Args:
-        video: a video file, a folder of frames, a GIF or a WebP.
+        video: a video file, its URL or - for standard input, a folder of frames, a GIF or a WebP.
         question: the question.
         model: which model answers, and where it runs.
         frames: which frames of the video the model sees.
@@ -246,13 +246,15 @@ def chat(
     """Talk about a video: one question a line until Ctrl-D.
 
     Args:
-        video: a video file, a folder of frames, a GIF or a WebP.
+        video: a video file, its URL or - for standard input, a folder of frames, a GIF or a WebP.
         model: which model answers, and where it runs.
         frames: which frames of the video the model sees.
         answer: how the video is compressed and the answers are written.
     """
     from hicom.video import open_frames
 
+    if video == "-":
+        raise ValueError("-: questions come from standard input, so the video cannot; give a path or a URL")
     opened = open_frames(video)
     loaded = model.load_model()
     encoded = frames.encode(loaded, opened)
@@ -288,7 +290,7 @@ def look(
     """Show where the model looks when it answers a question.
 
     Args:
-        video: a video file, a folder of frames, a GIF or a WebP.
+        video: a video file, its URL or - for standard input, a folder of frames, a GIF or a WebP.
         question: the question.
         output: the picture to write: .png (up to 8 frames side by side), .gif or .mp4 (all frames in time).
         model: which model answers, and where it runs.
@@ -327,8 +329,8 @@ def info(
     """Describe a video or a checkpoint, and check that its tensors fit the model, without reading its weights.
 
     Args:
-        path: a video (a file or a folder of frames), a checkpoint folder, the name of an embedded model, or a hub id,
-            of which only configurations and the headers of the weights are read.
+        path: a video (a file, a URL, - or a folder of frames), a checkpoint folder, the name of an embedded model, or
+            a hub id, of which only configurations and the headers of the weights are read.
         vision_tower: dual encoder of a checkpoint of the official release: a folder or a hub id; by default the one
             that it names.
         revision: branch, tag or commit of a hub id.

@@ -127,11 +127,9 @@ def test_an_avif_of_tiles_that_only_ffmpeg_reads_is_refused(tmp_path: Path, monk
     plain = io.BytesIO()
     four().save(plain, "AVIF", quality=95)
     monkeypatch.setattr(Image, "OPEN", {key: value for key, value in Image.OPEN.items() if key != "AVIF"})
-    with pytest.raises(
-        VideoError, match="grid.avif: the picture is stored in tiles, .* Pillow 11.3 or newer reads AVIF"
-    ):
+    with pytest.raises(VideoError, match=r"grid.avif: the picture is stored in tiles, .* 11.3 or newer reads AVIF"):
         read_frames(path)
-    with pytest.raises(VideoError, match="it is AVIF, which Pillow 11.3 or newer reads"):
+    with pytest.raises(VideoError, match=r"it is AVIF, which Pillow 11.3 or newer reads"):
         read_frames([path])
     assert_four(read_frames(plain.getvalue()).frames[0])
 
@@ -185,9 +183,8 @@ def test_an_animated_avif_keeps_its_times(tmp_path: Path, has_alpha: bool) -> No
     assert np.allclose(clip.timestamps_s, [0, 0.1, 0.3, 0.6])
     assert clip.info.duration_s == pytest.approx(1.0)
     assert (clip.frames[:, :, :12].min() > 250) == has_alpha
-    clip.frames[:, :, :24] = 225  # the first block is white
-    clip.frames[:, 16:, :24] = number_frame(0)[16:, :24]
-    assert read_numbers(clip.frames[:, :16]) is not None
+    middle = clip.frames[:, :, 24:].mean((1, 2, 3))  # what the numbers are told by is half hidden
+    assert len(set(middle.round(1).tolist())) == 4
 
 
 # Frames that are files
@@ -269,18 +266,20 @@ def test_broken_pictures_are_told(tmp_path: Path, kind: str) -> None:
         for data in mutants(KINDS[kind](), rng, 40):
             path.write_bytes(data)
             for source in (data, [path]):
+                told = ""
                 try:
                     read_frames(source, num_frames=2, size=32)
                 except VideoError as error:
-                    assert "\n" not in str(error)
-                    assert str(path) in str(error) or "video of" in str(error)
+                    told = str(error)
+                assert not told or str(path) in told or told.startswith("video of")
+                assert "\n" not in told
 
 
 def test_a_cut_apng_is_told() -> None:
     data = encoded("PNG", animated=True)
     start = data.index(b"acTL")
     broken = data[: start - 4] + struct.pack(">I", 2) + b"acTL" + b"\0\0" + bytes(4) + data[start + 16 :]
-    with pytest.raises(VideoError, match="video of .* bytes: cannot be read: "):
+    with pytest.raises(VideoError, match=r"video of .* bytes: cannot be read: "):
         read_frames(broken)
 
 

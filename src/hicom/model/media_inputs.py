@@ -22,6 +22,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+from av.video.frame import VideoFrame
 from PIL import Image
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
@@ -197,7 +198,7 @@ def _is_picture(source: Any, is_inner: bool) -> bool:
         return source.ndim == 3
     if isinstance(source, str | os.PathLike):
         return is_inner and os.fspath(source).lower().endswith(_PICTURE_SUFFIXES)
-    return isinstance(source, Image.Image)
+    return isinstance(source, Image.Image | VideoFrame)
 
 
 def _one(kind: Kind, source: Any, image_size: int) -> Medium:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TypeVar, get_args, overload
 
@@ -104,32 +105,40 @@ class Choice:
                 raise VideoError(
                     f"{self.name}: max_frames={self.max_frames} goes with fps or alone, not with {given[0]}"
                 )
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise VideoError(f"{self.name}: fps={self.fps}: give a positive number")
+        if self.fps is not None and not (_is_number(self.fps) and self.fps > 0):
+            raise VideoError(f"{self.name}: fps={self.fps!r}: give a positive number")
         for key, value in {"start_s": self.start_s, "end_s": self.end_s}.items():
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise VideoError(f"{self.name}: {key}={value}: give a number of seconds that is not negative")
+            if value is not None and not (_is_number(value) and value >= 0):
+                raise VideoError(f"{self.name}: {key}={value!r}: give a number of seconds that is not negative")
         if self.end_s is not None and (self.start_s or 0.0) >= self.end_s:
             raise VideoError(f"{self.name}: start_s={self.start_s or 0.0:g} is not before end_s={self.end_s:g}")
         if self.timestamps_s is not None:
             if self.start_s is not None or self.end_s is not None:
                 raise VideoError(f"{self.name}: timestamps_s needs no bounds; leave start_s and end_s out")
+            times = np.asarray(self.timestamps_s)
+            if times.ndim != 1 or times.dtype.kind not in "iuf":
+                raise VideoError(f"{self.name}: timestamps_s={self.timestamps_s!r}: give a list of seconds, as numbers")
             if len(self.timestamps_s) == 0:
                 raise VideoError(f"{self.name}: timestamps_s is empty; give at least one time")
         if self.snap not in get_args(Snap):
             raise VideoError(f"{self.name}: snap={self.snap!r}: give one of {', '.join(get_args(Snap))}")
 
-    def indices(self, clip: Clip) -> list[int]:
-        """Return the indices, into the clip's times, of the frames to read, in the order to return them."""
+    def indices(self, clip: Clip) -> tuple[list[int], str]:
+        """Return the indices, into the clip's times, of the frames to read, in order, and what is not as asked for."""
         keys = clip.keys if self.snap == "keyframe" else None  # first: finding them may change the times
         is_picture = isinstance(clip, Pictures) and len(clip.times_s) == 1
         chosen = self._exact(clip, self.repeat and not is_picture)
         if keys is None:
-            return chosen
-        if len(keys) == 0:
+            return chosen, ""
+        near = nearest(clip.times_s, keys, chosen) if len(keys) else []
+        if any(way is not None for way in (self.num_frames, self.fps, self.timestamps_s)):
+            asked, found = len(set(chosen)), len(set(near))
+            if found < asked:
+                text = f"only {found} key frame{'s' * (found != 1)} for {asked} frames (snap='keyframe')"
+                return chosen, f"{text}; the exact frames are read, which takes longer"
+        if not near:
             raise VideoError(f"{self.name}: it has no key frames; leave snap out, or convert it")
-        near = nearest(clip.times_s, keys, chosen)
-        return near if self.timestamps_s is not None or self.repeat else sorted(set(near))
+        return near if self.timestamps_s is not None or self.repeat else sorted(set(near)), ""
 
     def _exact(self, clip: Clip, repeat: bool) -> list[int]:
         times_s, duration_s = clip.times_s, clip.info.duration_s
@@ -194,6 +203,12 @@ def nearest(times_s: NDArray[np.float64], keys: NDArray[np.intp], indices: list[
     is_later = times_s[later] - times_s[indices] < times_s[indices] - times_s[earlier] - same_s
     # Before the first key frame both are that one.
     return [int(i) for i in np.where(is_later, later, earlier)]
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def check_count(name: str, key: str, value: int) -> None:

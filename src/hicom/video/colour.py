@@ -85,7 +85,7 @@ def _has_alpha_beside(stream: VideoStream) -> bool:
 
 def _is_tiled(stream: VideoStream) -> bool:
     """Return whether a stream is a tile, or a thumbnail beside tiles, of a picture (AVIF, HEIC)."""
-    tile = getattr(Disposition, "dependent", Disposition(0))
+    tile = Disposition.dependent
     return bool(stream.disposition & tile) or (
         stream.frames == 1 and any(each.disposition & tile for each in stream.container.streams.video)
     )

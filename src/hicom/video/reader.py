@@ -61,10 +61,14 @@ def read_frames(
     """Decode chosen frames. Without `num_frames`, `fps` or `timestamps_s` all frames are read.
 
     Args:
-        source: a path or an open binary file of any container that FFmpeg reads, GIF and WebP included, or its bytes; a
-            folder of images, read in natural order (frame2 before frame10); a still image; uint8[T, H, W, 3] or
-            uint8[H, W, 3]; a list of images (paths, Pillow images or uint8[H, W, 3]). A path may end with `#t=5,12`:
-            seconds 5 to 12 of that file, as `start_s` and `end_s` would say. Or what `open_frames` opened.
+        source: a path or an open binary file of any container that FFmpeg reads, GIF, WebP and AVIF included, or its
+            bytes (`memoryview` and `mmap` too); an `http(s)://` URL (fetched whole, at most 1 GiB within 60 s) or a
+            `file://` one; `-` for standard input, and pipes (kept until read, at most 4 GiB); a folder of images, read
+            in natural order (frame2 before frame10); a still image (HEIC with the extra `heif`); uint8[T, H, W, 3],
+            uint8[T, 3, H, W] or one frame of it, as an array or a torch tensor on any device; an iterator or a list of
+            images (paths, Pillow images, arrays, tensors, `av.VideoFrame`s, whose times are kept). A path or URL may
+            end with `#t=5,12`: seconds 5 to 12, as `start_s` and `end_s` would say. Only text names URLs and standard
+            input: a `Path` is always a file of this machine. Or what `open_frames` opened.
         num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video (`repeat`).
         fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
         timestamps_s: the frames on screen at these times, in this order.
@@ -75,9 +79,10 @@ def read_frames(
             makes a square of every frame instead, from all of its pixels, one frame at a time.
         source_fps: frames per second of sources that have no times: folders, lists, arrays.
         snap: `exact` reads the chosen frames; `keyframe` reads in place of each the key frame nearest to it in time
-            (the earlier of two as near), which may lie outside of the bounds, and which several frames may share: it
-            comes once, but with `timestamps_s` or `repeat` as often as asked for. That takes a fraction of the time,
-            and the result's `timestamps_s` say what was read. Of pictures and animated WebP every frame is a key frame.
+            (the earlier of two as near), which may lie outside of the bounds. That takes a fraction of the time, and
+            the result's `timestamps_s` say what was read. Where two of the frames asked for (by `num_frames`, `fps` or
+            `timestamps_s`) would share a key frame, there are too few: the exact frames are read, with a warning.
+            Without such a choice all key frames are read. Of pictures every frame is a key frame.
         repeat: `num_frames` frames of a shorter video, too: some come several times, with their times, spread evenly.
             A single picture stays one.
 
@@ -85,7 +90,8 @@ def read_frames(
         VideoError: the source is not a video that can be read, or the choice makes no sense for it.
 
     Warns:
-        VideoWarning: the video is truncated or damaged (frames are chosen from what decodes), or shorter than `end_s`.
+        VideoWarning: the video is truncated or damaged (frames are chosen from what decodes), or shorter than `end_s`;
+            it is not shown as it is meant to be (`VideoInfo.notes`); it has too few key frames for `snap`.
     """
     reader = open_frames(
         source,
@@ -161,7 +167,9 @@ class FrameReader:
         clip = self.clip
         self.info = clip.info
         times_s = clip.times_s
-        self._indices = [*range(len(times_s))] if self._choice is None else self._choice.indices(clip)
+        self._indices, self._note = [*range(len(times_s))], ""
+        if self._choice is not None:
+            self._indices, self._note = self._choice.indices(clip)
         self.timestamps_s = times_s[self._indices]
 
     def read(self) -> VideoFrames:
@@ -206,7 +214,7 @@ class FrameReader:
         info, end_s = self.clip.info, None if self._choice is None else self._choice.end_s
         if info.damage:
             warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel)
-        for note in info.notes:
+        for note in (*info.notes, *([self._note] if self._note else [])):
             warnings.warn(f"{info.name}: {note}", VideoWarning, stacklevel)
         if end_s is not None and end_s > info.duration_s:
             text = f"{info.name}: end_s={end_s:g} is past the end; reading to the end at {info.duration_s:g} s"

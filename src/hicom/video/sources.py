@@ -112,8 +112,9 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
     if isinstance(source, io.TextIOBase | Sequence) or not hasattr(source, "read"):
         kinds = "a path, bytes, a file opened in binary mode, uint8[T, H, W, 3] or a list of images"
         raise VideoError(f"{name}: cannot read a video from this type; give {kinds}")
-    can_seek = getattr(source, "seekable", lambda: hasattr(source, "seek"))()
-    return _open_file(source if can_seek else _kept(_pieces(source, name), name), name, source_fps)
+    if not getattr(source, "seekable", lambda: hasattr(source, "seek"))():
+        return _open_pieces(_pieces(source, name), name, source_fps)
+    return _open_file(source, name, source_fps)
 
 
 # Text: paths, URLs, standard input
@@ -121,20 +122,30 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
 
 def _open_text(source: str, name: str, source_fps: float) -> Clip:
     if not source.strip():
-        raise VideoError("the path of the video is empty; give a file or a folder of images ('.' is the current one)")
+        raise VideoError(
+            f"{source!r}: the path of the video is empty; give a file or a folder of images ('.' is the current one)"
+        )
     if source == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise VideoError("-: standard input is a terminal; pipe a video into it, or give a path")
-        return _open_file(_kept(_pieces(sys.stdin.buffer, name), name), name, source_fps)
+        return _open_pieces(_pieces(sys.stdin.buffer, name), name, source_fps)
     found = _URL.match(source)
     scheme = found[1].lower() if found else ""
     if scheme in ("http", "https"):
-        return _open_file(fetched(source), name, source_fps)
+        return _open_url(source, name, source_fps)
     if scheme == "file":
         return _open_path(path_of_url(source), name, source_fps)
     if scheme:
         raise VideoError(f"{name}: there is no way to read {scheme}:// ; give http, https or file, or a path")
     return _open_path(Path(source), name, source_fps)
+
+
+def _open_url(url: str, name: str, source_fps: float) -> Clip:
+    try:
+        return _open_pieces(fetch_pieces(url, FETCH_LIMITS), name, source_fps)
+    except FetchError as error:
+        reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
+        raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
 
 
 def path_of_url(url: str) -> Path:
@@ -149,20 +160,6 @@ def path_of_url(url: str) -> Path:
     return Path(url2pathname(parts.path))
 
 
-def fetched(url: str) -> IO[bytes]:
-    """Return the content behind an `http` or `https` URL, within `FETCH_LIMITS`.
-
-    Raises:
-        VideoError: it cannot be had, or there is too much of it.
-    """
-    name = _name_of_path(url)
-    try:
-        return _kept(fetch_pieces(url, FETCH_LIMITS), name)
-    except FetchError as error:
-        reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
-        raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
-
-
 # Sources that come once
 
 
@@ -173,19 +170,18 @@ def _pieces(file: Any, name: str) -> Iterator[bytes]:
         yield bytes(piece)
 
 
-def _kept(pieces: Iterable[bytes], name: str) -> IO[bytes]:
-    """Return what comes once as a file that can be read several times."""
-    kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115, the clip holds it
+def _open_pieces(pieces: Iterable[bytes], name: str, source_fps: float) -> Clip:
+    """Return the clip of what comes once, kept as a file that can be read several times."""
+    kept: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115, the clip holds it
     size = 0
     for piece in pieces:
         size += len(piece)
         if size > MAX_STREAM_BYTES:
             raise VideoError(f"{name}: more than {MAX_STREAM_BYTES:,} bytes come; save it to a file, and give its path")
         kept.write(piece)
-    if size > _IN_MEMORY:
-        return kept
     kept.seek(0)
-    return io.BytesIO(kept.read())  # of which several threads read
+    # Of bytes several threads read; a file has one position for all.
+    return _open_file(kept if size > _IN_MEMORY else io.BytesIO(kept.read()), name, source_fps)
 
 
 # Files and folders
@@ -205,7 +201,7 @@ def _open_path(path: Path, name: str, source_fps: float) -> Clip:
         raise VideoError(f"{name}: no such file or folder; check the path")
     with path.open("rb") as file:
         if stat.S_ISFIFO(path.stat().st_mode):  # `<(command)`, /dev/stdin, a named pipe
-            return _open_file(_kept(_pieces(file, name), name), name, source_fps)
+            return _open_pieces(_pieces(file, name), name, source_fps)
         return _open_file(file, name, source_fps, path.absolute())
 
 
