@@ -4,6 +4,9 @@
 `src/hicom/assets/hicom-tiny/`, renders the demo clip from a seed that no split of the training world uses, and puts the
 measured results, the runs and their curves into `docs/hicom-tiny.md` and the model card.
 
+`python benchmarks/embed.py domain` measures anew what the embedded model's training videos look like
+(`hicom.data.domain`), on clips of the training world that it renders, where the run that trained it is gone.
+
 `python benchmarks/embed.py start` puts towers and language model, before anything was compressed, into
 `src/hicom/assets/hicom-tiny-start/`: what the three stages start from.
 """
@@ -11,6 +14,8 @@ measured results, the runs and their curves into `docs/hicom-tiny.md` and the mo
 import dataclasses
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from statistics import mean
@@ -19,11 +24,14 @@ from typing import Any
 import torch
 import tyro
 from plots import loss_curves
+from torch import Tensor
 from world_accuracy import table
 
+from hicom import VideoChat
+from hicom.data.domain import FILE, fit_domain
 from hicom.model.convert import tensor_shapes
 from hicom.provenance import short_commit
-from hicom.recipes.tiny import tiny_parts
+from hicom.recipes.tiny import ABOUT, tiny_parts
 from hicom.train.assemble import assemble
 from hicom.video import write_video
 from hicom.world.questions import FAMILIES
@@ -237,5 +245,25 @@ def embed_model(model: Path, results: Path, others: tuple[Path, ...] = ()) -> No
     write_video(ASSETS / "demo.mp4", iter_frames(scene, config), fps=config.fps)
 
 
+def embed_domain(num_clips: int = 2000) -> None:
+    """Measure the domain of the embedded model on clips of its training world, decoded from files as in training.
+
+    Args:
+        num_clips: how many.
+    """
+    chat = VideoChat.from_pretrained("hicom-tiny")
+    config = WorldConfig()
+
+    def features(folder: Path) -> Iterator[Tensor]:
+        for index in range(num_clips):
+            scene = make_scene(clip_seed(0, "train", index), config)
+            write_video(folder / "clip.mp4", iter_frames(scene, config), fps=config.fps)
+            yield chat.encode(folder / "clip.mp4").kept_features.values
+
+    with tempfile.TemporaryDirectory() as folder:
+        fit_domain(features(Path(folder)), ABOUT).save(ASSETS / "hicom-tiny")
+    (ASSETS / "hicom-tiny" / FILE).chmod(0o644)
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"model": embed_model, "start": embed_start})
+    tyro.extras.subcommand_cli_from_dict({"model": embed_model, "start": embed_start, "domain": embed_domain})

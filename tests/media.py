@@ -90,11 +90,11 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     if rotation or hflip:
-        _turn(path, rotation, hflip)
+        turn(path, rotation, hflip)
     return path
 
 
-def _turn(path: Path, rotation: int, hflip: bool) -> None:
+def turn(path: Path, rotation: int, hflip: bool) -> None:
     """Write the display matrix of an mp4, as every version of PyAV reads it and only new ones write it."""
     cos, sin = round(math.cos(math.radians(rotation))), round(math.sin(math.radians(rotation)))
     x = -1 if hflip else 1

@@ -22,6 +22,7 @@ NAMES = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "lmms_eval": "lmms-eval",
+    "pillow_heif": "pillow-heif",
     "prometheus_client": "prometheus-client",
     "scenedetect": "scenedetect-headless",
     "torch.utils.tensorboard": "tensorboard",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hicom
+import media
 from hicom import VideoChat
 from hicom.video import write_video
 from hicom.world.questions import FAMILIES, Asker
@@ -59,7 +60,12 @@ def test_one_set_of_weights_serves_several_budgets(chat: VideoChat) -> None:
 
 
 def test_it_says_so_when_a_video_is_unlike_its_world(chat: VideoChat, tmp_path: Path) -> None:
+    """However many frames it looks at."""
     noise = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)
     write_video(tmp_path / "noise.mp4", noise)
-    assert "sprites" in (chat.caution(chat.encode(tmp_path / "noise.mp4")) or "")
-    assert chat.caution(chat.encode(DEMO)) is None
+    film = np.concatenate([noise[:8], media.number_frame(5, 128, 128)[None].repeat(8, 0)])
+    for num_frames in (1, 2, 4, 8, 16):
+        for unlike in (tmp_path / "noise.mp4", film):
+            assert "sprites" in (chat.caution(chat.encode(unlike, num_frames=num_frames)) or ""), num_frames
+        assert chat.caution(chat.encode(DEMO, num_frames=num_frames)) is None, num_frames
+    assert "sprites" in (chat.caution(chat.encode(film, keep_features=False, questions=["Who?"])) or "")

@@ -10,10 +10,13 @@ import pytest
 import hicom
 
 LEVELS = {
+    "fetch": -1,
     "pyav": -1,
     "square": -1,
+    "files": -1,
+    "processes": 0,
     "video": 0,
-    "locks": 0,
+    "locks": -2,
     "optim": 0,
     "provenance": 0,
     "tables": 0,

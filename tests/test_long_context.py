@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import tiny
 from hicom.inference import VideoChat
 from hicom.model import ops
 from hicom.model.compressor import HybridCompressor
-from hicom.model.generation import PromptWarning
+from hicom.model.config import context_length
+from hicom.model.generation import PromptError, PromptWarning
 from media import read_numbers, write_video
 
 QUESTION = "which object moves left ?"
@@ -192,12 +195,86 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> VideoChat:
 
 
 def test_a_prompt_longer_than_the_llm_was_made_for(narrow: VideoChat, clip: Path) -> None:
+    """It is refused where questions are asked; `generate` answers it as other models do, with a warning."""
     video = narrow.encode(clip, num_frames=128)
-    with pytest.warns(PromptWarning, match=r"589 tokens.*320 .*fewer frames") as caught:
-        answer = narrow.ask(video, QUESTION, max_new_tokens=1)
-    assert f"the prompt has {answer.num_prompt_tokens} tokens" in str(caught[0].message)
-    with pytest.warns(PromptWarning):
-        list(narrow.stream(video, QUESTION, max_new_tokens=1))
+    turns = [{"role": "user", "content": QUESTION}]
+    for ask in (
+        lambda: narrow.ask(video, QUESTION, max_new_tokens=1),
+        lambda: narrow.ask_each([video, narrow.encode(clip, num_frames=4)], [QUESTION] * 2, max_new_tokens=1),
+        lambda: list(narrow.stream(video, QUESTION, max_new_tokens=1)),
+        lambda: narrow.reply(turns, [video], max_new_tokens=1),
+        lambda: narrow.conversation(video).ask(QUESTION, max_new_tokens=1),
+    ):
+        with pytest.raises(PromptError, match=r"589 tokens, 579 of them visual.*320 .*fewer frames"):
+            ask()
+    with pytest.warns(PromptWarning, match=r"589 tokens.*320 .*fewer frames"):
+        narrow.model.generate(input_ids=torch.full((1, 589), 7), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("words", [330, 100_000])
+def test_too_long_a_text_is_refused_before_a_video_is_read(narrow: VideoChat, words: int) -> None:
+    question = "which object " * words
+    for ask in (
+        lambda: narrow.ask("nothing.mp4", question),
+        lambda: narrow.ask_each(["nothing.mp4"], [question]),
+        lambda: next(iter(narrow.stream("nothing.mp4", question))),
+        lambda: narrow.reply([{"role": "user", "content": question}], ["nothing.mp4"]),
+        lambda: next(narrow.stream_reply([{"role": "user", "content": question}], ["nothing.mp4"])),
+    ):
+        start = time.process_time()
+        with pytest.raises(PromptError, match="320"):
+            ask()
+        assert time.process_time() - start < 0.5
+    history = [{"role": "user", "content": question}, {"role": "assistant", "content": "yes"}]
+    with pytest.raises(PromptError, match="the prompt has"):
+        narrow.ask_each(["nothing.mp4"], [QUESTION], histories=[history])
+
+
+def test_an_answer_ends_where_the_context_does(narrow: VideoChat, clip: Path) -> None:
+    """One token is room enough, and the answer says that it is cut."""
+    video = narrow.encode(clip, num_frames=8)
+    length = narrow.ask(video, QUESTION, max_new_tokens=1).num_prompt_tokens
+    config = narrow.model.config.text_config
+    for room in (1, 3):
+        config.max_position_embeddings = length + room
+        answer = narrow.ask(video, QUESTION, max_new_tokens=50, min_new_tokens=room)
+        assert (answer.num_new_tokens, answer.is_cut) == (room, True)
+    config.max_position_embeddings = length
+    with pytest.raises(PromptError, match=f"{length} tokens"):
+        narrow.ask(video, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 320),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 1280),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 640),
+        # Qwen's advice leaves max_position_embeddings as it is; DeepSeek's files name the longer length.
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 320}}, 1280),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 80}}, 320),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 1280),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 40}}, 320),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 40}}, 320),
+        (
+            {"rope_parameters": {"full": {"rope_type": "linear", "factor": 8.0}, "sliding": {"rope_type": "default"}}},
+            2560,
+        ),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, 640),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": -1}, None),
+    ],
+)
+def test_how_much_a_language_model_reads(fields: dict[str, Any], expected: int | None) -> None:
+    config = SimpleNamespace(**{"max_position_embeddings": 320} | fields)
+    assert context_length(config) == expected  # type: ignore[arg-type]
+
+
+def test_models_without_a_limit_refuse_nothing(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model()
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", -1)
+    chat = VideoChat(model, tiny.processor(model.config, num_frames=8))
+    assert chat.ask(clip, "which object " * 300, max_new_tokens=1).num_prompt_tokens > 600
 
 
 def test_a_prompt_that_fits_raises_no_alarm(narrow: VideoChat, clip: Path) -> None:

@@ -693,14 +693,14 @@ def test_what_cannot_be_read_is_said_in_one_line(
     assert captured.out == ""
 
 
-def test_a_playlist_in_memory_opens_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_playlist_opens_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "private.mp4", 5)
     playlist = b"ffconcat version 1.0\nfile 'private.mp4'\n"
     (tmp_path / "list.ffconcat").write_bytes(playlist)
     monkeypatch.chdir(tmp_path)
-    assert read_numbers(read_frames("list.ffconcat").frames) == list(range(5))
-    with pytest.raises(VideoError, match="no video found"):
-        read_frames(playlist)
+    for source in ("list.ffconcat", playlist):
+        with pytest.raises(VideoError, match="no video found"):
+            read_frames(source)
 
 
 NAN = math.nan

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import hicom.video
 import hicom.video.choose
+import hicom.video.colour
 import hicom.video.decode
 from hicom.video import VideoError, VideoFrames, VideoWarning, open_frames, read_frames, uniform_indices
 from media import damage, number_frame, read_numbers, remux, video_maker, write_video
@@ -138,14 +139,14 @@ def test_threads_are_few_and_gone_after_the_call(
 ) -> None:
     path = videos("b-frames")
     read_frames(path, num_frames=12)
-    most, pixels = [0], hicom.video.decode.Video._pixels
+    most, pixels = [0], hicom.video.colour.Display.pixels
 
     def counted(clip: Any, *arguments: Any) -> Any:
         time.sleep(0.01)  # so that all of them are busy
         most[0] = max(most[0], num_tasks())
         return pixels(clip, *arguments)
 
-    monkeypatch.setattr(hicom.video.decode.Video, "_pixels", counted)
+    monkeypatch.setattr(hicom.video.colour.Display, "pixels", counted)
     before = num_tasks()
     for num in (1, 2, 3):
         most[0] = 0
@@ -187,7 +188,7 @@ def test_the_others_stop_after_an_error(videos: Callable[[str], Path], monkeypat
         time.sleep(0.2)  # by now the failure is known to the others
         return np.zeros((64, 96, 3), np.uint8)
 
-    monkeypatch.setattr(hicom.video.decode.Video, "_pixels", fail_in_one)
+    monkeypatch.setattr(hicom.video.colour.Display, "pixels", fail_in_one)
     with processors(3), pytest.raises(VideoError, match="one of them fails"):
         read_frames(videos("b-frames"), num_frames=12)
     assert len(started) <= 3  # of 12

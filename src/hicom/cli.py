@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import gc
 import importlib.util
@@ -11,12 +12,14 @@ import inspect
 import json
 import mimetypes
 import os
+import signal
 import socket
 import sys
+import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +53,17 @@ SPRITE_QUESTIONS = (
 )
 MAX_LINES = 20
 """Of bad records and files that `hicom data check` prints."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a command that SIGTERM has ended, as shells have it."""
+GRACE_S = 10.0
+"""Seconds that a command has after SIGTERM to leave everything in order."""
+WHAT_TO_DO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, and the same command goes on"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose another place, or change who may use it"),
+    errno.EIO: "look at the disk; the same command goes on",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder is needed; choose another name"),
+}
+"""What a user can do about errors of the system, by their number."""
 
 # No "(default: None)" after options whose text already says what happens without them.
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -97,7 +111,7 @@ class PlaceOptions:
                 raise ValueError(f"--device {self.device} cannot be used: {error}") from None
             quiet_transformers()
             cache = self.cache or os.environ.get("HICOM_CACHE")
-            return VideoChat.from_pretrained(
+            chat = VideoChat.from_pretrained(
                 model,
                 device=self.device,
                 dtype=self.dtype,
@@ -105,6 +119,8 @@ class PlaceOptions:
                 vision_tower=self.vision_tower,
                 revision=revision,
             )
+            chat.model.is_toy_told = True  # every command has its own way to say it
+            return chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +156,7 @@ class FrameOptions:
         """Return a video, decoded and through the vision encoder; `options` are of `VideoChat.encode`."""
         with progress(f"watching {opened.info.name}"):
             video = chat.encode(opened, **given(self), **options)
-        if caution := chat.caution(video):
-            print(f"note: {caution}", file=sys.stderr)
+        print_notes(chat.notes([video]))
         return video
 
 
@@ -293,8 +308,7 @@ def look(
     chat = model.load_model()
     with progress(f"looking at {video}"):
         found = look_at(chat, opened, question, **given(frames), **answer.keywords())
-    if found.caution:
-        print(f"note: {found.caution}", file=sys.stderr)
+    print_notes(found.answer.notes)
     with progress(f"drawing {output}"):
         save_look(found, output)
     if as_json:
@@ -382,6 +396,8 @@ def convert_official(
         vision_tower: the dual encoder that it was trained with: a folder or a hub id; by default the one that it names.
         revision: branch, tag or commit of a hub id.
     """
+    from hicom.files import check_new
+
     check_new(dst)
     with progress(f"converting {src}"):
         from hicom.model import convert
@@ -456,6 +472,8 @@ def convert_assemble(
     """
     if dst is None and not dry_run:
         raise ValueError("--dst DIR says where to write the model; with --dry-run nothing is written")
+    from hicom.files import check_new, writing_folder
+
     if dst is not None:
         check_new(dst)
     check_positive({"--num-frames": num_frames})
@@ -476,9 +494,9 @@ def convert_assemble(
                 vision, llm, num_frames=num_frames, seed=seed, compressor_from=compressor_from, **fields
             )
             facts = assembly_facts(model.config, num_frames) | {"written": str(dst)}
-            dst.mkdir(parents=True, exist_ok=True)
-            model.save_pretrained(dst)
-            processor.save_pretrained(dst)
+            with writing_folder(dst) as part:
+                model.save_pretrained(part)
+                processor.save_pretrained(part)
     if as_json:
         print_json(facts)
     else:
@@ -500,6 +518,8 @@ def convert_merge(
         dst: the folder to write, a plain model; it must not hold anything yet.
         dtype: precision of the weights that are written; they are added in float32.
     """
+    from hicom.files import check_new, writing_folder
+
     check_new(dst)
     with progress(f"adding {adapter} to {base}"):
         import torch
@@ -512,8 +532,10 @@ def convert_merge(
         quiet_transformers()
         folder = find_model(base)
         model = HIComForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        merge_adapter(model, adapter).to(getattr(torch, dtype)).save_pretrained(dst)
-        HIComProcessor.from_pretrained(folder).save_pretrained(dst)
+        merged = merge_adapter(model, adapter).to(getattr(torch, dtype))
+        with writing_folder(dst) as part:
+            merged.save_pretrained(part)
+            HIComProcessor.from_pretrained(folder).save_pretrained(part)
 
 
 def convert_export(
@@ -529,6 +551,8 @@ def convert_export(
         dst: the folder to write; it must not hold anything yet.
         dtype: precision of the weights.
     """
+    from hicom.files import check_new, writing_folder
+
     check_new(dst)
     with progress(f"writing {model} in {dtype}"):
         import shutil
@@ -542,10 +566,12 @@ def convert_export(
 
         quiet_transformers()
         folder = find_model(model)
-        HIComForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(dst)
-        HIComProcessor.from_pretrained(folder).save_pretrained(dst)
-        if (folder / FILE).is_file():
-            shutil.copyfile(folder / FILE, dst / FILE)
+        loaded = HIComForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        with writing_folder(dst) as part:
+            loaded.save_pretrained(part)
+            HIComProcessor.from_pretrained(folder).save_pretrained(part)
+            if (folder / FILE).is_file():
+                shutil.copyfile(folder / FILE, part / FILE)
 
 
 CONVERT_COMMANDS: dict[str, Callable[..., None]] = {
@@ -553,12 +579,6 @@ CONVERT_COMMANDS: dict[str, Callable[..., None]] = {
     "merge": convert_merge,
     "export": convert_export,
 }
-
-
-def check_new(dst: Path) -> None:
-    """Raise ValueError where a folder to write holds something."""
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ValueError(f"{dst} exists and is not empty; choose another folder")
 
 
 def train(args: Sequence[str]) -> None:
@@ -832,6 +852,11 @@ def data_check(
         skip_list: file that names what is bad, for the option --data.skip-list of hicom train.
     """
     check_positive({"--num-frames": num_frames, "--num-workers": num_workers, "--num-media": num_media})
+    from hicom.files import check_target
+
+    for target in (report, skip_list):
+        if target is not None:
+            check_target(target)
     from hicom.data.check import check_data
     from hicom.data.mixture import read_sources
 
@@ -947,7 +972,14 @@ def data_build(
 
     known = {**STEPS, "export": export}
     chosen = [lookup("step", name, known) for name in steps] or list(known.values())
-    with State(Path(settings.out) / "state.sqlite") as state:
+    from hicom.files import clear_parts
+    from hicom.locks import owned
+
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with owned(out), State(out / "state.sqlite") as state:
+        for folder in (out, out / "clips"):
+            clear_parts(folder)
         for step in chosen:
             step(state, settings, ray)
         facts = report(state, settings)
@@ -1028,8 +1060,13 @@ def bench(
             raise ValueError(f"{name} {' '.join(map(str, values))}: give positive numbers")
     from hicom.bench.command import Settings, run_bench
     from hicom.bench.report import document, write
+    from hicom.files import check_target, write_text
     from hicom.provenance import git_commit, hardware
 
+    if options.json_file is not None:
+        check_target(options.json_file)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     quiet_transformers()
     settings = Settings(
         model=model or "hicom-tiny",
@@ -1050,7 +1087,7 @@ def bench(
     facts |= {"commit": git_commit(), "hardware": facts["hardware"] | hardware()}
     print(document(facts), end="")
     if options.json_file is not None:
-        options.json_file.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        write_text(options.json_file, json.dumps(facts, indent=1) + "\n")
     if options.out is not None:
         print(f"written: {write(facts, options.out)}", file=sys.stderr)
 
@@ -1173,6 +1210,7 @@ def serve_model(
         requests=access.requests(access.max_frames or 256),
     )
     print(f"serving {settings.name} at http://{host}:{port}/v1", file=sys.stderr)
+    print_notes(chat.notes())
     uvicorn.Server(uvicorn.Config(create_app(chat, settings), log_level="warning")).run(sockets=[listener])
 
 
@@ -1198,6 +1236,7 @@ def start_vllm(
         raise ValueError("--device and --cache are for --engine local; vLLM has options of its own, after --")
     if place.vision_tower is not None:
         raise ValueError("--vision-tower is for --engine local; vLLM takes what `hicom convert SRC DST` writes")
+    from hicom.model.config import HIComConfig
     from hicom.model.hub import find_model
     from hicom.model.processing import HIComProcessor
     from hicom.serve.vllm_http import VLLMSettings
@@ -1214,7 +1253,8 @@ def start_vllm(
     if most < frames:
         raise ValueError(f"--max-frames {most} is less than the {frames} frames that videos get")
     limits = access.requests(most)
-    VLLMSettings(media=access.media(), requests=limits).to_environment()
+    toy_note = HIComConfig.from_pretrained(folder).toy_note
+    VLLMSettings(media=access.media(), requests=limits, toy_note=toy_note).to_environment()
     os.environ["VLLM_MEDIA_CONNECTOR"] = "hicom"
     video = {"video_backend": "hicom", "num_frames": frames, **processor.reading_options}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
@@ -1230,6 +1270,7 @@ def start_vllm(
     if place.dtype is not None or not has_gpu():  # vLLM's own choice is half precision, which CPUs are slow at
         command += ["--dtype", place.dtype or "float32"]
     print(f"starting vLLM to serve {name}", file=sys.stderr, flush=True)
+    print_notes([toy_note] * bool(toy_note))
     os.execv(sys.executable, [*command, *options])
 
 
@@ -1414,8 +1455,10 @@ def eval_run(
         is_answered,
         judge_answers,
     )
+    from hicom.files import check_place, write_text
     from hicom.locks import locked
 
+    check_place(out)
     options = RunOptions(
         num_frames=num_frames,
         fps=fps,
@@ -1471,7 +1514,7 @@ def eval_run(
             first = facts["errors"][0]
             problems.append(f"{task.name}: {facts['failed']} samples failed ({first}); a new run tries them again")
     with locked(out / "lock"):
-        (out / "results.md").write_text(results_page(out), "utf-8")
+        write_text(out / "results.md", results_page(out))
     print(f"written: {out / 'results.md'}", file=sys.stderr)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -1560,12 +1603,13 @@ PARSE_THEMSELVES = {"convert", "train", "world", "data", "eval", "serve"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return the exit code.
 
-    0: done. 1: a defect of hicom. 2: wrong usage or input. 130: interrupted. 141: the reader of the output went away.
+    0: done. 1: a defect of hicom. 2: wrong usage or input, or nothing can be written. 130: interrupted. 141: the reader
+    of the output went away. 143: ended by SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     is_debug = "--debug" in args
     try:
-        with warnings.catch_warnings():
+        with terminable(), warnings.catch_warnings():
             warnings.showwarning = warning_printer()
             dispatch([each for each in args if each != "--debug"])
         sys.stdout.flush()
@@ -1586,6 +1630,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hicom: error: {one_line(text)}{hint}", file=sys.stderr)
         return 2 if is_input else 1
     return 0
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Make SIGTERM an orderly end of a command: what it holds is given back, what it wrote halfway is removed.
+
+    A second one, or `GRACE_S` gone by, ends the process as it is. Processes that a launcher has started beside others
+    are left alone: they may wait for each other inside of a library, where no handler runs.
+    """
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_alone and is_main) or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        timer = threading.Timer(GRACE_S, os._exit, (TERMINATED,))
+        timer.daemon = True
+        timer.start()
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def dispatch(args: Sequence[str]) -> None:
@@ -1717,7 +1788,8 @@ def warning_printer() -> Callable[..., None]:
 def error_text(error: Exception) -> str:
     """Return what an error says, without OSError's number; a missing package with the way to get it."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}"
+        hint = WHAT_TO_DO.get(error.errno or 0)
+        return f"{error.filename}: {error.strerror}" + (f"; {hint}" if hint else "")
     if isinstance(error, ModuleNotFoundError):
         return (
             f"this needs the package {error.name!r}; an extra of hicom may bring it, as in pip install 'hicom[train]'"
@@ -1728,6 +1800,12 @@ def error_text(error: Exception) -> str:
 def one_line(text: object) -> str:
     """Return `text` without line breaks."""
     return " ".join(str(text).split())
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print to stderr what to know before an answer is believed, a line each."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
@@ -1808,6 +1886,7 @@ def ask_facts(video: EncodedVideo, question: str, answer: Answer) -> dict[str, A
         "num_uncompressed_tokens": answer.num_uncompressed_tokens,
         "window": answer.window,
         "instruction": answer.instruction,
+        "notes": list(answer.notes),
         "timings_s": answer.timings,
     }
 
@@ -1852,6 +1931,7 @@ def checkpoint_facts(found: Inspection) -> dict[str, Any]:
         "visual_tokens": {str(frames): model.model.token_count(frames) for frames in (8, 16, 32, 64, 128)},
         "num_frames": found.num_frames,
         "answering_bytes": memory.total,
+        "notes": [config.toy_note] * bool(config.toy),
     }
 
 
@@ -1881,6 +1961,7 @@ def checkpoint_rows(facts: Mapping[str, Any]) -> list[Row]:
         *rows,
         ("visual tokens", f"{', '.join(counts)} frames"),
         ("memory to ask", f"about {facts['answering_bytes'] / 1e9:.2f} GB for {facts['num_frames']} frames"),
+        *(("note", note) for note in facts["notes"]),
     ]
 
 

@@ -39,6 +39,8 @@ CHUNKS_AHEAD = 2
 """Chunks of frames that may wait for the vision tower."""
 MEMORY_SHARE = 0.8
 """Of the free memory, what features may take: the rest is for pixels, the tower's own work and the LLM."""
+MAX_SUMMARIES = 128
+"""Frames that a video's summary is made of, at most twice as many while it grows."""
 
 
 class Steering(NamedTuple):
@@ -57,7 +59,8 @@ class EncodedVideo:
         timestamps_s: presentation times of the frames in seconds, `float64[T]`.
         info: what the file says of itself.
         grid_size: height and width of the patch grid of a frame.
-        summary: `float[2D]`, statistics of the features (`hicom.data.domain.summarize`).
+        summary: `float[S, 2D]`, statistics of the features of each frame (`hicom.data.domain.summarize`), or of
+            some that are spread evenly over them where there are many.
         timings: seconds by part: `decode`, which the vision encoder waited for frames, and `vision encoder`.
         tokens: visual tokens `float[N, C]` that are there already.
     """
@@ -158,7 +161,8 @@ class LiveVideo:
         self._size = (0, 0)
         self._values = _Rows(num_frames) if keep_features else None
         self._keys = _Rows(num_frames) if keep_features else None
-        self._summary: Tensor | None = None
+        self._summaries: list[Tensor] = []
+        self._summary_step = 1  # of so many frames one is summarized
         self._streams: dict[Steering, CompressorStream] = {}
         if keep_features:
             return
@@ -240,9 +244,10 @@ class LiveVideo:
             self._values.append(features.values)
             if features.keys is not None:
                 self._keys.append(features.keys)
-        share = len(pixels) / (len(self._times) + len(pixels))
-        summary = summarize(features.values)
-        self._summary = summary if self._summary is None else torch.lerp(self._summary, summary, share)
+        due = [i for i in range(len(pixels)) if (len(self._times) + i) % self._summary_step == 0]
+        self._summaries.extend(summarize(features.values[due]))
+        while len(self._summaries) > 2 * MAX_SUMMARIES:
+            self._summaries, self._summary_step = self._summaries[::2], 2 * self._summary_step
         self._times.extend(times)
 
     @property
@@ -274,9 +279,9 @@ class LiveVideo:
             features = VisionFeatures(self._values.read(), self._keys.read() if self._keys.size else None)
         with timed(self.timings, "compressor", self.model.device) if self._streams else nullcontext():
             tokens = {steering: stream.peek() for steering, stream in self._streams.items()}
-        assert self._summary is not None
         grid = self.model.config.grid_size
-        return EncodedVideo(features, timestamps_s, info, grid, self._summary, dict(self.timings), tokens)
+        summary = torch.stack(self._summaries)
+        return EncodedVideo(features, timestamps_s, info, grid, summary, dict(self.timings), tokens)
 
 
 class _Rows:
@@ -413,7 +418,7 @@ def cache_key(
         return None
     config = model.config
     return {
-        "version": 1,
+        "version": 2,  # 1: with one summary of all frames
         "content": content,
         "choice": {name: _plain(value) for name, value in sorted(choice.items()) if value is not None},
         "num_frames": processor.num_frames,

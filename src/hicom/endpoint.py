@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .files import naming
+
 T = TypeVar("T")
 Message = Mapping[str, Any]
 
@@ -112,6 +114,7 @@ class Endpoint:
             timeout=timeout_s,
         )
         self._lock = threading.Lock()
+        self._cache_file = cache or Path()
         self._cache = None if cache is None else _open_cache(cache)
 
     def ask(self, messages: Sequence[Message], response_format: Mapping[str, Any] | None = None) -> Reply:
@@ -195,7 +198,7 @@ class Endpoint:
 
     def _write(self, key: str, reply: Reply) -> None:
         if self._cache is not None:
-            with self._lock, self._cache:
+            with self._lock, naming(self._cache_file), self._cache:
                 self._cache.execute(
                     "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)",
                     (key, self.model, reply.text, reply.prompt_tokens, reply.completion_tokens),
@@ -205,13 +208,18 @@ class Endpoint:
 def _open_cache(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Threads share the connection under a lock; processes wait for each other.
-    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+    with naming(path):
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, text TEXT, prompt_tokens INTEGER, "
-            "completion_tokens INTEGER)"
-        )
+        with naming(path):
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, text TEXT, "
+                "prompt_tokens INTEGER, completion_tokens INTEGER)"
+            )
+    except OSError:
+        connection.close()
+        raise
     except sqlite3.DatabaseError as error:
         connection.close()
         raise ValueError(f"{path}: not a cache of replies ({error}); choose another file, or remove it") from None

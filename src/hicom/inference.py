@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, Self, overload
@@ -27,9 +27,9 @@ from .data.domain import Domain, load_domain
 from .encoding import EncodedVideo, LiveVideo, encode_video, instruction_inputs, steering_of, timed
 from .model.compressor import CompressorOutput
 from .model.convert import describe_official, is_official, tensor_headers
-from .model.generation import Drafter
+from .model.generation import Drafter, PromptError
 from .model.hub import find_model, read_json
-from .model.instruction import extract_instruction
+from .model.instruction import check_instruction, extract_instruction
 from .model.modeling import HIComForConditionalGeneration, VisionFeatures, place_tokens
 from .model.official import official_processor
 from .model.ops import Window
@@ -50,6 +50,8 @@ class Answer(str):
         num_uncompressed_tokens: what it would have read without compression.
         instruction: what steered the compressor.
         window: (T, H, W) of the local branch in force; None without one.
+        notes: what to know before it is believed, a sentence each: that the model is a toy (`HIComConfig.toy`), that a
+            video is unlike what it was trained on (`VideoChat.caution`). Empty where there is nothing to say.
         timings: seconds by part: `decode` (that the vision encoder waited for frames), `vision encoder`, `compressor`
             (with the instruction encoder) and `LLM`. The last two are the whole batch's where several questions are
             asked at once. `cache` where features came from there.
@@ -62,6 +64,7 @@ class Answer(str):
     num_uncompressed_tokens: int
     instruction: str
     window: Window | None
+    notes: tuple[str, ...]
     timings: dict[str, float]
 
     @property
@@ -82,6 +85,7 @@ class _Prompt:
     num_prompt_tokens: list[int]
     num_uncompressed_tokens: list[int]
     window: Window | None
+    notes: list[tuple[str, ...]]
     timings: dict[str, float]
 
 
@@ -275,6 +279,11 @@ class VideoChat:
         known = self.domain.description
         return f"this video is unlike what the model was trained on ({known}); do not trust its answers"
 
+    def notes(self, videos: Sequence[EncodedVideo] = ()) -> tuple[str, ...]:
+        """Return what to know before answers about these videos are believed; every `Answer` brings it along."""
+        cautions = [self.caution(video) for video in videos]
+        return tuple(dict.fromkeys(note for note in (self.model.config.toy_note, *cautions) if note))
+
     @overload
     def ask(self, video: Any, question: str, *, num_return_sequences: int, **kwargs: Any) -> list[Answer]: ...
     @overload
@@ -307,16 +316,20 @@ class VideoChat:
             instruction: what steers the compressor in place of the question.
             window: (T, H, W) of the local branch in place of the model's.
             max_visual_tokens: budget a video that picks the window instead.
-            max_new_tokens: longest answer.
+            max_new_tokens: longest answer; it also ends where the LLM's context does (`Answer.is_cut`), in a batch that
+                of the longest prompt.
             **kwargs: arguments of `generate`, for example `do_sample=True, temperature=0.7` or `num_beams=3`. An
                 `assistant_model` is the model itself, a HICom model with the same vision tower, or a language model.
 
         Raises:
-            ValueError: a question is empty, the budget is too small, the video cannot be read, or an argument asks for
-                what an answer does not hold (scores and the like).
+            PromptError: the prompt is longer than the LLM's context; it is refused before the work, and texts that are
+                too long alone before a video is read.
+            ValueError: a question is empty or has `<video>` in it, the budget is too small, the video cannot be read,
+                or an argument asks for what an answer does not hold (scores and the like).
         """
         questions = [question] if isinstance(question, str) else list(question)
         conversations = [[{"role": "user", "content": text}] for text in questions]
+        self._check_texts(conversations)
         videos = [self._encoded(video)] * len(questions)
         instructions = [instruction] * len(questions)
         answers = _flat(
@@ -360,6 +373,7 @@ class VideoChat:
         conversations = [
             _checked([*turns, {"role": "user", "content": text}]) for turns, text in zip(before, questions, strict=True)
         ]
+        self._check_texts(conversations)
         rows = [self._encoded(video) for video in videos]
         return _flat(self._answer(conversations, rows, given, window, None, max_new_tokens=max_new_tokens, **kwargs))
 
@@ -379,6 +393,7 @@ class VideoChat:
         Closing the iterator stops the generation.
         """
         conversation = [{"role": "user", "content": question}]
+        self._check_texts([conversation])
         yield from self._stream(
             conversation,
             self._encoded(video),
@@ -415,6 +430,7 @@ class VideoChat:
             ValueError: the messages do not end with a user turn, or what `ask` raises.
         """
         conversation = _checked(messages)
+        self._check_texts([conversation])
         self._check_single(kwargs)
         ((answer,),) = self._answer(
             [conversation],
@@ -439,9 +455,11 @@ class VideoChat:
         **kwargs: Any,
     ) -> Generator[str, None, Answer]:
         """Yield what `reply` returns piece by piece, then return it as a whole. Arguments as in `reply`."""
+        conversation = _checked(messages)
+        self._check_texts([conversation])
         return (
             yield from self._stream(
-                _checked(messages),
+                conversation,
                 self._encoded_all(videos),
                 instruction,
                 window,
@@ -470,6 +488,64 @@ class VideoChat:
         )
 
     # The one generate path
+
+    def _check_texts(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> None:
+        """Refuse texts that cannot be answered whatever the videos are, before one is read.
+
+        Raises:
+            PromptError: they are longer than the LLM's context.
+            ValueError: a question is empty, or has a placeholder of media in it.
+        """
+        limit = self.model.config.context_length
+        for conversation in conversations:
+            texts = [message["content"] for message in conversation]
+            size = sum(map(len, texts))
+            if limit is not None and size > limit * self._longest_token:  # even counting tokens takes time
+                raise PromptError(
+                    f"the prompt has {size:,} characters, far more than the {limit:,} tokens that the language model "
+                    "was made for (max_position_embeddings): shorten it"
+                )
+            users = [message["content"] for message in conversation if message["role"] == "user"]
+            if not extract_instruction(users[-1]):
+                raise ValueError("the question is empty; ask something about the video")
+            self._check_placeholders(conversation, users[0])
+            if limit is not None and size > limit:
+                ids = self.processor.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                self._check_lengths([sum(map(len, ids))], [0])
+
+    def _check_placeholders(self, conversation: Sequence[Mapping[str, str]], first: str) -> None:
+        """Raise ValueError where a text has placeholders of media, but for those that datasets write in front."""
+        tokens = {"<video>", "<image>", self.processor.video_token, self.processor.image_token}
+        begin = first.lstrip()
+        while found := next((token for token in tokens if begin.startswith(token)), None):
+            begin = begin[len(found) :].lstrip()
+        texts = [begin if message["content"] is first else message["content"] for message in conversation]
+        if found := next((token for token in tokens for text in texts if token in text), None):
+            raise ValueError(
+                f"{found} stands for a video or picture wherever it is written, and those given have their places: "
+                "leave it out, or say it in other words"
+            )
+
+    def _check_lengths(self, lengths: Sequence[int], num_visual: Sequence[int]) -> None:
+        """Raise PromptError where a prompt leaves no room for an answer in the LLM's context.
+
+        Args:
+            lengths: tokens of each prompt.
+            num_visual: visual ones of them.
+        """
+        limit = self.model.config.context_length
+        longest, visual = max(zip(lengths, num_visual, strict=True))
+        if limit is not None and longest >= limit:
+            remedy = "choose fewer frames, or a budget of visual tokens" if visual else "shorten it"
+            raise PromptError(
+                f"the prompt has {longest:,} tokens, {visual:,} of them visual, and with an answer they are more than "
+                f"the {limit:,} that the language model was made for (max_position_embeddings): {remedy}"
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.processor.tokenizer.get_vocab()))
 
     def _encoded(self, video: Any) -> list[EncodedVideo]:
         if isinstance(video, EncodedVideo):
@@ -550,10 +626,6 @@ class VideoChat:
                 raise ValueError("window and max_visual_tokens both choose the window; pass one of them")
             most = max((video.num_frames for videos in rows for video in videos), default=1)
             window = self.processor.choose_window(most, max_visual_tokens)
-        model, device = self.model.model, self.model.device
-        with timed(timings, "compressor", device):
-            compressed = self._visual_tokens(rows, texts, window)
-        tokens = [x for row in compressed for x in row]
         rendered: list[list[dict[str, Any]]] = []
         for conversation, videos in zip(conversations, rows, strict=True):
             place = next(n for n, message in enumerate(conversation) if message["role"] == "user")
@@ -571,6 +643,13 @@ class VideoChat:
             window=window,
             compression="unguided",  # as many tokens; the instruction is in those above already
         )
+        lengths = batch["attention_mask"].sum(-1).tolist()
+        counts = [sum(self.processor.token_count(video.num_frames, window) for video in videos) for videos in rows]
+        self._check_lengths(lengths, counts)
+        model, device = self.model.model, self.model.device
+        with timed(timings, "compressor", device):
+            compressed = self._visual_tokens(rows, texts, window)
+        tokens = [x for row in compressed for x in row]
         input_ids = batch["input_ids"].to(device)
         embeddings = model.get_input_embeddings()(input_ids)
         if tokens:
@@ -581,9 +660,10 @@ class VideoChat:
             batch["attention_mask"].to(device),
             texts,
             [sum(len(x) for x in row) for row in compressed],
-            batch["attention_mask"].sum(-1).tolist(),
+            lengths,
             [sum(video.num_patches for video in videos) for videos in rows],
             getattr(model.compressor, "window", None) if window is None else window,
+            [self.notes(videos) for videos in rows],
             timings,
         )
 
@@ -612,6 +692,8 @@ class VideoChat:
     def _generate(self, prompt: _Prompt, kwargs: dict[str, Any]) -> Tensor:
         """Return the tokens that the model writes, `int[B, N]`."""
         model, length = self.model, 0
+        if (limit := model.config.context_length) is not None:  # the answer ends where the context does
+            kwargs = kwargs | {"max_new_tokens": min(kwargs["max_new_tokens"], limit - max(prompt.num_prompt_tokens))}
         inputs = {"inputs_embeds": prompt.inputs_embeds, "attention_mask": prompt.attention_mask}
         # Greedy unless asked otherwise, whatever a checkpoint's defaults are: so the release asks its models, whose
         # `generation_config.json`, Qwen2.5's, samples; the rest of it counts, such as a penalty and several end tokens.
@@ -669,6 +751,7 @@ class VideoChat:
         answer.num_uncompressed_tokens = prompt.num_uncompressed_tokens[number]
         answer.instruction = prompt.instructions[number]
         answer.window = prompt.window
+        answer.notes = prompt.notes[number]
         answer.timings = dict(prompt.timings)
         return answer
 
@@ -690,7 +773,7 @@ class VideoChat:
         # The first tokens that it is given are those of the prompt, or none.
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         closed = Event()
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), _IsSet(closed)])
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*kwargs.get("stopping_criteria", ()), StopsWhenSet(closed)])
 
         @torch.inference_mode()
         def generate() -> Tensor:
@@ -733,13 +816,18 @@ def _groups(pairs: Sequence[tuple[list[EncodedVideo], str]]) -> Iterator[list[tu
     yield group
 
 
-class _IsSet(StoppingCriteria):
-    """Stops when an event is set."""
+class StopsWhenSet(StoppingCriteria):
+    """Stops a generation when an event is set, for `stopping_criteria` of `ask` and the like.
+
+    Args:
+        event: to be set from another thread.
+    """
 
     def __init__(self, event: Event) -> None:
         self.event = event
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
+        """Return whether each answer is to stop, `bool[B]`."""
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
@@ -783,6 +871,7 @@ class Conversation:
         """Answer the next question; arguments as in `VideoChat.ask`. A question that fails leaves no trace."""
         turn = {"role": "user", "content": question}
         messages = [*self.messages, turn]
+        self.chat._check_texts([messages])
         self.chat._check_single(kwargs)
         ((answer,),) = self.chat._answer(
             [messages], [self.videos], [instruction], window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
@@ -802,6 +891,7 @@ class Conversation:
     ) -> Iterator[str]:
         """Yield the next answer piece by piece; it joins the conversation once it is complete."""
         messages = [*self.messages, {"role": "user", "content": question}]
+        self.chat._check_texts([messages])
         pieces = []
         for piece in self.chat._stream(
             messages, self.videos, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
@@ -851,9 +941,7 @@ def _instruction(conversation: list[dict[str, str]], instruction: str | None) ->
     question = next(m["content"] for m in reversed(conversation) if m["role"] == "user")
     if not question.strip():
         raise ValueError("the question is empty; ask something about the video")
-    if instruction is not None and not instruction.strip():
-        raise ValueError("the instruction is empty; leave it out to use the question")
-    return extract_instruction(question) if instruction is None else instruction
+    return extract_instruction(question) if instruction is None else check_instruction(instruction)
 
 
 def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

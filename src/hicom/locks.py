@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -37,8 +37,12 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """Hold a run folder for this process.
+def owned(out: Path, *, leaves_files: bool = True) -> Iterator[None]:
+    """Hold a folder that only one process may write for this one.
+
+    Args:
+        out: the folder, which is there.
+        leaves_files: whether the two files stay in it that say who holds it.
 
     Raises:
         ValueError: another process holds it.
@@ -49,6 +53,15 @@ def owned(out: Path) -> Iterator[None]:
         if not is_mine:
             holder = name.read_text("utf-8").strip() if name.is_file() else ""
             who = f"process {holder}" if holder else "another process"  # one that has only just begun
-            raise ValueError(f"the run folder {out} is in use by {who}; stop it, or choose another out")
-        name.write_text(str(os.getpid()), "utf-8")
-        yield
+            raise ValueError(f"the folder {out} is in use by {who}; stop it, or choose another out")
+        try:
+            name.write_text(str(os.getpid()), "utf-8")
+        except OSError as error:  # it was made, but there is no room for what it says
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(name)) from error
+        try:
+            yield
+        finally:
+            if not leaves_files:
+                for each in (name, out / "lock"):
+                    with suppress(OSError):  # Windows removes no file that is open
+                        each.unlink()

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -28,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .encoding import EncodedVideo
+from .files import check_target, writing
 from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
@@ -77,7 +76,6 @@ class Look:
         conditional: attention as the question steers it; None for a model that no instruction steers.
         unconditional: attention of the same weights without an instruction; None for released weights that cannot do
             without one.
-        caution: what to tell the user where the video is unlike all that the model was trained on; else None.
     """
 
     question: str
@@ -86,7 +84,6 @@ class Look:
     timestamps_s: NDArray[np.float64]
     conditional: Maps | None
     unconditional: Maps | None
-    caution: str | None = None
 
     @property
     def views(self) -> dict[str, Floats]:
@@ -109,6 +106,7 @@ class Look:
         return {
             "question": self.question,
             "answer": str(self.answer),
+            "notes": list(self.answer.notes),
             "window": self.window,
             "num_visual_tokens": self.answer.num_visual_tokens,
             "timestamps_s": [float(time_s) for time_s in self.timestamps_s],
@@ -202,7 +200,7 @@ def look_at(
         frames = np.stack([squeezed.make(frame) for frame in video.frames])
     else:
         frames = pad_to_square(video.frames, chat.processor.image_mean)
-    return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional, chat.caution(encoded))
+    return Look(question, answer, frames, encoded.timestamps_s, conditional, unconditional)
 
 
 # Maps
@@ -569,13 +567,12 @@ def check_output(path: str | Path) -> Path:
     """Return `path`.
 
     Raises:
-        ValueError: its suffix is none of png, gif and mp4, or its folder does not exist.
+        ValueError: its suffix is none of png, gif and mp4, or it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} cannot be written: the suffix {path.suffix!r} is none of .png, .gif and .mp4")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_target(path)
     return path
 
 
@@ -591,14 +588,8 @@ def save_look(look: Look, path: str | Path) -> None:
     """
     path = check_output(path)
     write: Callable[[Look, Path], None] = {".png": write_png, ".gif": write_gif, ".mp4": write_mp4}[path.suffix.lower()]
-    # The process's number, so that two at once do not write into the same file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(look, partial)
-        partial.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
+    with writing(path) as part:
+        write(look, part)
 
 
 def write_png(look: Look, path: Path) -> None:

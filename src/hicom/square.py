@@ -26,10 +26,15 @@ class Square:
         height, width = frame.shape[:2]
         if height == width == self.size:
             return frame
-        image = Image.fromarray(np.ascontiguousarray(frame))
-        if self.color is not None and height != width:
-            side = max(height, width)
+        return np.asarray(self.resize(Image.fromarray(np.ascontiguousarray(frame))))
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Return the same of a picture in mode RGB."""
+        if image.width == image.height == self.size:
+            return image
+        if self.color is not None and image.height != image.width:
+            side = max(image.height, image.width)
             padded = Image.new("RGB", (side, side), self.color)
-            padded.paste(image, ((side - width) // 2, (side - height) // 2))
+            padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
             image = padded
-        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)

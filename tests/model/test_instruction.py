@@ -1,10 +1,15 @@
 """What of a user's turn steers the compressor: one real phrasing of each dataset and benchmark."""
 
 import re
+from collections.abc import Callable
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+import growth
 import hicom.model.instruction as module
+import instruction_reference
 from hicom.model.instruction import answer_options, extract_instruction, join_parts
 
 QUESTION = "What does the man in the red shirt do after he opens the door?"
@@ -183,6 +188,7 @@ def test_options_by_hand(text: str, options: tuple[str, ...]) -> None:
 RECOGNISERS = [("_OPTIONS", index) for index in range(len(module._OPTIONS))] + [
     ("_REMARKS", index) for index in range(len(module._REMARKS))
 ]
+RECOGNISERS += [("_ASKED", index) for index in range(len(module._ASKED))]
 RECOGNISERS += [(name, None) for name in ("_TIMES", "_SUBTITLES", "_OPEN_BRACKET", "_QUESTION", "_LIST")]
 
 
@@ -198,3 +204,57 @@ def test_every_recogniser_is_needed(name: str, index: int | None, monkeypatch: p
 
 def test_parts_stand_on_lines_of_their_own() -> None:
     assert join_parts(["<video>", "what", "happens?"]) == "<video>\nwhat\nhappens?"
+
+
+PIECES = (
+    *(
+        "\n",
+        " ",
+        "\t",
+        "\u2003",
+        "\x1c",
+        "?",
+        ".",
+        ":",
+        "!",
+        ",",
+        "(",
+        "A",
+        "B",
+        "a",
+        "1",
+        "(A)",
+        "(B)",
+        "(C)",
+        "A)",
+        "B)",
+    ),
+    *("A.", "B.", "C.", "A: ", "(1)", "(2)", "1.", "2.", "3.", "x", "why", "the dog", "\u212a", "\u017f"),
+    *("Options:", "options", "answer choices :", "answers from the following:", "possible ", "Question:", "question"),
+    *("answer", "please ", "respond", "based on ", "based on x, ", "letter", "letters", "option letter", "best option"),
+    *("from ", "of the ", "choices", "you can only answer with", "Answer yes or no.", "briefly", "Best option: ("),
+    *("this video's subtitles are listed below:", "select the best answer", "these frames are located at 0.1s,0.2s"),
+    *("The video lasts for 1.5 seconds, and 4 frames are uniformly sampled from it.", "<video>", "<image>"),
+)
+"""What the patterns are made of."""
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=24).map("".join))
+@example("\nA) x\nB\n) y\nC) z")
+@settings(max_examples=600, deadline=None)
+def test_linear_scanning_finds_what_whole_patterns_find(text: str) -> None:
+    assert extract_instruction(text) == instruction_reference.extract_instruction(text)
+    assert answer_options(text) == instruction_reference.answer_options(text)
+
+
+@pytest.mark.parametrize("find", [extract_instruction, answer_options])
+def test_no_turn_costs_more_than_its_length(find: Callable[[str], object]) -> None:
+    """Today's limit of a request is 100,000 characters; 30,000 line breaks took 40 s."""
+    units = (*PIECES, "\n \t", "\nA) x", "? (A) x", "Options: x?\n", "answer letter ", "based on x, answer ", "((")
+    growth.check(find, ("x", "answer "), units, ("x", "?\nA) y\nB) z"))
+
+
+def test_many_options_are_found_at_once() -> None:
+    text = "Which?\n" + "\n".join(f"{chr(65 + n % 26)}. {n}" for n in range(20_000))
+    assert len(answer_options(text)) == 26
+    assert extract_instruction(text) == "Which?"

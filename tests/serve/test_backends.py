@@ -122,9 +122,20 @@ def test_a_video_is_encoded_once(chat: VideoChat, tmp_path: Path, monkeypatch: p
 def test_videos_unlike_training_are_told_of(local: LocalBackend, tmp_path: Path) -> None:
     media.write_video(tmp_path / "other.mp4", 24)
     found = last(local.reply(tmp_path / "other.mp4", [user(QUESTION)], 8, None))
-    assert found.caution is not None
-    assert "unlike what the model was trained on" in found.caution
-    assert last(local.reply(DEMO, [user(QUESTION)], 8, None)).caution is None
+    toy, unlike = found.notes
+    assert "unlike what the model was trained on" in unlike
+    assert last(local.reply(DEMO, [user(QUESTION)], 8, None)).notes == (toy,)
+    assert toy == local.chat.model.config.toy_note
+    assert "This model is a toy made for procedural clips of sprites" in local.about
+
+
+def test_an_endpoint_tells_of_its_toy_too(remote: RemoteBackend, tmp_path: Path) -> None:
+    media.write_video(tmp_path / "other.mp4", 24)
+    toy, unlike = last(remote.reply(tmp_path / "other.mp4", [user(QUESTION)], 8, None)).notes
+    assert toy.startswith("this model is a toy made for procedural clips of sprites")
+    assert "unlike what the model was trained on" in unlike
+    assert last(remote.reply(DEMO, [user(QUESTION)], 8, None)).notes == (toy,)
+    assert "This model is a toy made for procedural clips of sprites" in remote.about
 
 
 def test_videos_that_are_refused(chat: VideoChat, tmp_path: Path) -> None:

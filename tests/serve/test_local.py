@@ -222,6 +222,70 @@ def test_a_client_that_goes_away_stops_its_generation(
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_work_for_clients_that_left_is_not_done(
+    stream: bool, served: Served, videos: list[bytes], request: pytest.FixtureRequest
+) -> None:
+    """The answer that was being written stops, and those that waited for their turn are never begun."""
+    steps: list[int] = []
+
+    def slowly(*_: Any) -> None:
+        steps.append(0)
+        time.sleep(0.02)
+
+    pause = served.chat.model.register_forward_pre_hook(slowly)
+    request.addfinalizer(pause.remove)
+    body = {"model": "tiny", "messages": asking(QUESTIONS[0], data_url(videos[0])), "max_tokens": 2000}
+    clients = []
+    for number in range(4):  # one is answered, the others wait
+        client = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        client.request("POST", "/v1/chat/completions", json.dumps(body | {"stream": stream and number > 0}))
+        clients.append(client)
+        wait_for(served, f"hicom_requests_waiting {number + 1}.0")
+    deadline = time.monotonic() + 20
+    while not steps:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for client in clients:
+        client.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        client.close()
+    wait_for(served, "hicom_requests_waiting 0.0")
+    done = len(steps)
+    assert ask(served, asking(QUESTIONS[0], data_url(videos[0]))).choices[0].message.content
+    # The new question takes five, and what was being done one or two more.
+    assert len(steps) - done <= 5 + 2
+    assert 'hicom_requests_total{status="499"}' in served.get("/metrics")[1]
+
+
+def wait_for(served: Served, line: str) -> None:
+    deadline = time.monotonic() + 20
+    while line not in served.get("/metrics")[1]:
+        assert time.monotonic() < deadline, f"{line} is never seen"
+        time.sleep(0.02)
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    client.putrequest("POST", "/v1/chat/completions")
+    client.putheader("Content-Length", "1000")
+    client.endheaders(b"{")
+    client.close()
+    assert served.post(GOOD | {"max_tokens": 1})[0] == 200
+    assert not caplog.records
+
+
+def test_too_long_a_prompt_is_an_error_of_the_client(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.chat.model.config.text_config, "max_position_embeddings", 320)
+    for question in ("which object " * 330, "which object " * 5000):
+        for stream in (False, True):
+            status, answer = served.post(GOOD | {"messages": asking(question), "stream": stream})
+            assert (status, answer["error"]["code"]) == (400, "context_length_exceeded"), answer
+            assert "320" in answer["error"]["message"]
+    status, answer = served.post(GOOD | {"instruction": "red " * 5000})
+    assert (status, answer["error"]["code"]) == (400, "instruction_too_long")
+    assert "20,000 characters; at most 10,000" in answer["error"]["message"]
+
+
 def test_a_client_that_is_gone_before_the_answer_starts_is_not_counted_for_ever(chat: VideoChat) -> None:
     app = create_app(chat, ServerSettings(name="tiny"))
     body = {"model": "tiny", "messages": asking("what ?"), "stream": True, "max_tokens": 5}
@@ -298,6 +362,14 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     ),
     "a local file": (GOOD | {"messages": asking("a", "file:///etc/passwd")}, 400, "local files may not be named"),
     "no video": (GOOD | {"messages": asking("a", data_url(b"hello"))}, 400, "no video or picture"),
+    "half a letter in a text": (GOOD | {"messages": asking("a\ud800")}, 400, "half of a surrogate pair"),
+    "half a letter in a name": (GOOD | {"\ud800": 1}, 400, "half of a surrogate pair"),
+    "half a letter in a list": (GOOD | {"stop": ["\udfff"]}, 400, "half of a surrogate pair"),
+    "no number": (b'{"model": "tiny", "temperature": NaN}', 400, "the body is not JSON"),
+    "no end": (b'{"model": "tiny", "temperature": -Infinity}', 400, "the body is not JSON"),
+    "many digits": (b'{"model": "tiny", "seed": ' + b"1" * 10_000 + b"}", 400, "the body is not JSON"),
+    "too large a number": (b'{"model": "tiny", "messages": [], "n": 1e999}', 400, "'messages' must be"),
+    "a long instruction": (GOOD | {"instruction": "a" * 20_000}, 400, "'instruction' has 20,000 characters; at most"),
     "the placeholder of a video": (GOOD | {"messages": asking("what <video> ?")}, 400, "video"),
 }
 

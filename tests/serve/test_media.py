@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
+import hicom.fetch
 import media as files
-from hicom.serve import media
-from hicom.serve.media import MediaError, MediaLimits, fetch, is_public, load_media
+from hicom.fetch import is_public
+from hicom.serve.media import MediaError, MediaLimits, fetch, load_media
 
 OPEN = MediaLimits(allow_private=True)
 
@@ -170,7 +171,7 @@ def test_redirects_are_checked_like_the_first_address(
     address, pages, seen = site
     port = address.rpartition(":")[2]
     pages["/a"] = f"http://127.0.0.2:{port}/secret"
-    monkeypatch.setattr(media, "is_public", lambda ip: ip == "127.0.0.1")
+    monkeypatch.setattr(hicom.fetch, "is_public", lambda ip: ip == "127.0.0.1")
     assert refused(f"{address}/a", MediaLimits()).code == "host_not_allowed"
     assert len(seen) == 1
     pages["/a"] = "file:///etc/passwd"
@@ -193,7 +194,7 @@ def test_a_name_that_changes_its_address_gains_nothing(
         return lookup("127.0.0.1" if len(looked_up) == 1 else "127.0.0.2", *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    monkeypatch.setattr(media, "is_public", lambda ip: ip == "127.0.0.1")
+    monkeypatch.setattr(hicom.fetch, "is_public", lambda ip: ip == "127.0.0.1")
     assert fetch(f"http://rebind.test:{port}/a.mp4", MediaLimits()) == video
     assert looked_up == ["rebind.test"]
     assert seen == [f"rebind.test:{port} /a.mp4"]

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from hicom.serve.media import MediaLimits
 from hicom.serve.requests import RequestLimits
-from hicom.serve.vllm_http import CHAT, RequestGuard, VLLMSettings
+from hicom.serve.vllm_http import CHAT, MODELS, RequestGuard, VLLMSettings
 
 VIDEO = {"type": "video_url", "video_url": {"url": "https://example.com/clip.mp4"}}
 
@@ -57,7 +57,7 @@ def passed(client: TestClient, reached: list[bytes], body: dict[str, Any], path:
 def test_settings_reach_other_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HICOM_SERVE", "")
     media = MediaLimits(max_bytes=7, allowed_hosts=("example.com",), allowed_folders=(tmp_path,), allow_private=True)
-    settings = VLLMSettings(max_body_bytes=5, media=media, requests=RequestLimits(max_frames=3))
+    settings = VLLMSettings(max_body_bytes=5, media=media, requests=RequestLimits(max_frames=3), toy_note="it is a toy")
     settings.to_environment()
     assert VLLMSettings.from_environment() == settings
     monkeypatch.delenv("HICOM_SERVE")
@@ -147,3 +147,36 @@ def test_without_the_key_nothing_goes_through(reached: list[bytes], monkeypatch:
         assert response.json()["error"]["code"] == "invalid_api_key"
     assert client.post(CHAT, content=b"{}", headers={"Authorization": "Bearer secret"}).status_code == 200
     assert reached == [b"{}"]
+
+
+@pytest.mark.parametrize("note", ["", 'it is a toy, "so to say"'])
+def test_a_toy_says_that_it_is_one(note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole answers, in streamed ones and in the list of models; errors and other endpoints stay as they are."""
+    answer = {"id": "1", "choices": [{"message": {"content": "red"}}]}
+    models = {"object": "list", "data": [{"id": "m"}, {"id": "n"}]}
+    pieces = [b'data: {"id":"1","choices":[{"delta":{"content":"re"}}]}\n\n', b'data: {"id":"1"}\n\ndata: [DONE]\n\n']
+
+    async def tell(request: Request) -> Response:
+        if request.url.path == MODELS:
+            return JSONResponse(models)
+        asked = await request.json()
+        if asked.get("stream"):
+            return StreamingResponse(iter(pieces), media_type="text/event-stream")
+        return JSONResponse(answer, status_code=asked.get("status", 200))
+
+    monkeypatch.setenv("HICOM_SERVE", "")
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    VLLMSettings(toy_note=note).to_environment()
+    paths = (CHAT, "/v1/completions", MODELS)
+    client = TestClient(RequestGuard(Starlette(routes=[Route(path, tell, methods=["GET", "POST"]) for path in paths])))
+    response = client.post(CHAT, json={})
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert response.json() == answer | ({"notes": [note]} if note else {})
+    response = client.get(MODELS)
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert response.json()["data"] == [{"id": "m"} | ({"description": note} if note else {}), {"id": "n"}]
+    first, second, done, _ = client.post(CHAT, json={"stream": True}).text.split("\n\n")
+    assert json.loads(first.removeprefix("data: ")).get("notes", []) == [note] * bool(note)
+    assert [second, done] == ['data: {"id":"1"}', "data: [DONE]"]
+    assert client.post(CHAT, json={"status": 400}).json() == answer
+    assert client.post("/v1/completions", json={}).json() == answer

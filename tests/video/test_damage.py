@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from hicom.video import VideoError, VideoWarning, probe, read_frames
+from hicom.video import VideoError, VideoWarning, probe, read_frames, uniform_indices
 from media import number_frame, read_numbers, truncate, write_video
 from video_files import write_stamped
 
@@ -100,6 +100,23 @@ def test_stamps_that_are_off_are_no_damage(tmp_path: Path) -> None:
     read_quietly(write_stamped(tmp_path / "twice.mkv", [0, 40, 40, 80, 60, 120]))
 
 
+@pytest.mark.parametrize("bf", ["0", "2"])
+@pytest.mark.parametrize("num", [38, 41, 45])
+def test_transport_streams_that_are_joined_are_sound(tmp_path: Path, num: int, bf: str) -> None:
+    parts = []
+    for number in range(3):
+        part = write_video(tmp_path / f"{number}.ts", num, codec_options={"g": "10", "bf": bf})
+        parts.append(part.read_bytes())
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    clip = read_quietly(path)
+    assert read_numbers(clip.frames) == 3 * list(range(num))
+    np.testing.assert_allclose(clip.timestamps_s, np.arange(3 * num) / 30, atol=1e-6)
+    assert read_numbers(read_quietly(path, num_frames=5).frames) == [
+        index % num for index in uniform_indices(3 * num, 5)
+    ]
+
+
 # Cut files
 
 
@@ -145,6 +162,28 @@ def test_an_end_of_zeros_is_told(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     with pytest.warns(VideoWarning, match=r"clip\.mkv: \w+: \d\d of 9\d frames decode"):
         read_frames(path)
+
+
+@pytest.mark.parametrize("place", [40, 60, 90])
+def test_packets_lost_on_the_way_are_told_and_left_out(tmp_path: Path, place: int) -> None:
+    path = write_video(tmp_path / "clip.ts", 60, codec_options={"g": "10", "bf": "0", "crf": "5"})
+    data = path.read_bytes()
+    lost = data.index(b"\x47\x41\x00", place * 188)  # where a frame begins
+    assert lost % 188 == 0
+    path.write_bytes(data[:lost] + data[lost + 188 :])
+    with pytest.warns(VideoWarning, match=r"damaged: 5\d of 59 frames decode"):
+        clip = read_frames(path)
+    numbers = [round(time_s * 30) for time_s in clip.timestamps_s]
+    shown = dict(zip(numbers, read_numbers(clip.frames), strict=True))
+    missing = min(set(range(60)) - set(numbers))
+    # Pictures behind the hole refer to what is lost, up to the next key frame.
+    assert all(shown[number] == number for number in numbers if number < missing or number // 10 > missing // 10 + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VideoWarning)
+        for count in (1, 3, 9, 58):
+            few = read_frames(path, num_frames=count)
+            assert few.info.duration_s == clip.info.duration_s
+            assert set(few.timestamps_s) <= set(clip.timestamps_s)
 
 
 # Failures

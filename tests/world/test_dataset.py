@@ -178,12 +178,13 @@ def test_killed_writing_is_completed(tmp_path):
 
 def test_an_error_in_one_table_ends_the_writing(tmp_path):
     """And the data set does not look finished."""
-    blocked = tmp_path / "val" / "pretrain.part"
-    blocked.mkdir(parents=True)
+    blocked = tmp_path / "val" / "pretrain.jsonl"
+    blocked.parent.mkdir()
+    blocked.symlink_to(tmp_path / "missing" / "pretrain.jsonl")
     with pytest.raises(OSError, match="pretrain"):
         make(tmp_path, {"val": 1})
     assert not (tmp_path / "world.json").exists()
-    blocked.rmdir()
+    blocked.unlink()
     make(tmp_path, {"val": 1})
     assert (tmp_path / "world.json").exists()
 

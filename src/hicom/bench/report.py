@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..tables import markdown
 from .run import PARTS
 from .shapes import COLUMNS
@@ -98,6 +99,6 @@ def write(facts: Mapping[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     kind = "-compressor" if facts["kind"] == "compressor" else ""
     path = folder / f"bench-{Path(facts['subject']).name}{kind}-{facts['date']}.json"
-    path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-    path.with_suffix(".md").write_text(f"# What it costs: {facts['subject']}\n\n{document(facts)}", "utf-8")
+    write_text(path, json.dumps(facts, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), f"# What it costs: {facts['subject']}\n\n{document(facts)}")
     return path.with_suffix(".md")

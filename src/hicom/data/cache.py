@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import PART, writing
 from ..locks import locked
 
 NUM_LOCKS = 64
 """Entries share these lock files, so that their number does not grow with the number of videos."""
+LEFT_S = 3600.0
+"""Seconds after which what is not whole has been left by a process that was killed."""
 
 
 class CacheWarning(UserWarning):
@@ -45,7 +49,8 @@ class FeatureCache:
     """A folder of entries, one file each, named after a digest of all that they depend on.
 
     An entry is written beside its place and then renamed, so that no reader sees half of one; checksums of its tensors
-    tell when a file was damaged later. Once all together exceed `max_bytes`, those not used for longest go.
+    tell when a file was damaged later. Once all together exceed `max_bytes`, those not used for longest go. A folder
+    that this process may only read gives what it holds.
 
     Args:
         folder: made if it is not there.
@@ -62,7 +67,8 @@ class FeatureCache:
         self.max_bytes = max_bytes
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; a feature cache needs a folder")
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # what is there can be read all the same, and `write` says that nothing is kept
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def path(self, key: dict[str, Any]) -> Path:
         """Return the file of an entry."""
@@ -70,9 +76,14 @@ class FeatureCache:
 
     @contextmanager
     def building(self, key: dict[str, Any]) -> Iterator[None]:
-        """Hold the lock of an entry: of two processes that need the same one, the second waits and then finds it."""
+        """Hold the lock of an entry: of two processes that need the same one, the second waits and then finds it.
+
+        Where no lock can be had, because the folder is only to be read or the disk is full, both may make it.
+        """
         number = int(_digest(key)[:8], 16) % NUM_LOCKS
-        with locked(self.folder / "locks" / f"{number:02}"):
+        with ExitStack() as stack:
+            with suppress(OSError):
+                stack.enter_context(locked(self.folder / "locks" / f"{number:02}"))
             yield
 
     def read(self, key: dict[str, Any], device: torch.device | str = "cpu") -> Entry | None:
@@ -94,16 +105,19 @@ class FeatureCache:
             is_sound = False
         if not is_sound:
             warnings.warn(f"{path} is damaged; its video is encoded again", CacheWarning, stacklevel=2)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
-        path.touch()  # used last
+        with suppress(OSError):
+            path.touch()  # used last
         return Entry({name: x.to(device) for name, x in tensors.items()}, facts)
 
     def write(self, key: dict[str, Any], entry: Entry) -> None:
         """Keep an entry, and let go of others where they become too many.
 
         Warns:
-            CacheWarning: it cannot be kept, because it is larger than the whole cache may be or the disk is full.
+            CacheWarning: it cannot be kept, because it is larger than the whole cache may be, the disk is full or the
+                folder is only to be read.
         """
         size = sum(x.numel() * x.element_size() for x in entry.tensors.values())
         if size > self.max_bytes:
@@ -113,19 +127,24 @@ class FeatureCache:
         tensors = {name: x.detach().cpu().contiguous() for name, x in entry.tensors.items()}
         sums = {name: _checksum(x) for name, x in tensors.items()}
         path = self.path(key)
-        part = path.with_name(f"{path.stem}.{os.getpid()}.part")
         metadata = {"facts": json.dumps(entry.facts), "checksums": json.dumps(sums), "key": json.dumps(key)}
         try:
-            save_file(tensors, part, metadata=metadata)
-            part.replace(path)
+            with writing(path) as part:
+                save_file(tensors, part, metadata=metadata)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            warnings.warn(f"{path} cannot be written, so features are not kept: {error}", CacheWarning, stacklevel=2)
+            reason = error.strerror if isinstance(error, OSError) else error
+            warnings.warn(f"{path} cannot be written, so features are not kept: {reason}", CacheWarning, stacklevel=2)
             return
-        self._trim(path)
+        with suppress(OSError):  # another process lets go of what this one may not
+            self._trim(path)
 
     def _trim(self, newest: Path) -> None:
         with locked(self.folder / "locks" / "trim"):
+            for pattern in (f"*{PART}", ".tmp*"):  # of killed processes
+                for path in self.folder.glob(pattern):
+                    with suppress(FileNotFoundError):
+                        if time.time() - path.stat().st_mtime > LEFT_S:
+                            path.unlink()
             found = []
             for path in self.folder.glob("*.safetensors"):
                 try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
+from ..files import write_json, write_text
+from ..processes import Workers
 from ..video import VideoError, read_frames, split_bounds
 from .mixture import Selection
 from .records import FileRecords
@@ -87,7 +88,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write everything as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_json(path, asdict(self))
 
     def write_skip_list(self, path: Path) -> None:
         """Write what training should leave out, for `hicom.data.mixture.read_skip_list`."""
@@ -100,7 +101,7 @@ class Report:
                     place = {"file": str(Path(source["file"]).resolve()), "line": bad["number"]}
                 lines.append(place | {"reason": bad["message"]})
         lines += [{"media": str(Path(bad.path).resolve()), "reason": bad.problem} for bad in self.bad]
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def check_data(
@@ -208,7 +209,7 @@ def run_until_broken(
         most: tasks that are given to them at a time.
     """
     running: dict[Future[T], int] = {}
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with Workers(num_workers) as pool:
         try:
             while numbers or running:
                 while numbers and len(running) < most:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..files import naming, write_text
 from ..locks import claimed, locked
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
@@ -114,10 +115,12 @@ class FeatureStore:
         else:
             entry |= {"start": self.num_frames, "num_frames": len(features["values"])}
             for name, array in features.items():
-                with (self.folder / f"{name}.bin").open("r+b") as file:
+                path = self.folder / f"{name}.bin"
+                with naming(path), path.open("r+b") as file:
                     file.seek(self.num_frames * int(np.prod(self.key[name])) * 2)
                     file.write(array.tobytes())
-        with (self.folder / "index.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "index.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self.refresh()
 
@@ -193,7 +196,7 @@ def cache_features(
         if not (place / "key.json").exists():
             for name in ("values", "keys"):
                 (place / f"{name}.bin").touch()
-            (place / "key.json").write_text(text, "utf-8")
+            write_text(place / "key.json", text)
         store = FeatureStore(place)
     wanted = list(dict.fromkeys(videos))
     parts: dict[int, list[Path]] = {}

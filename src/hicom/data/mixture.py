@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json
 from ..video import split_bounds
 from .records import FileRecords, OnBadRecord, Records, RowRecords, Sample, read_records
 
@@ -194,7 +195,7 @@ def parse_mixture(path: Path) -> tuple[int, dict[str, Source]]:
         raise ValueError(f"there is no mixture {path}; give a YAML file with a list `datasets`")
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list) or not content["datasets"]:
         raise ValueError(f"{path} needs a list `datasets`, one entry a source")
@@ -358,7 +359,7 @@ def read_skip_list(path: str | Path) -> SkipList:
         if not text.strip():
             continue
         try:
-            entry = json.loads(text)
+            entry = parse_json(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from error
         if isinstance(entry, dict) and isinstance(entry.get("media"), str):

@@ -315,6 +315,8 @@ def iterate_array(path: Path) -> Iterator[tuple[int, int, int, Any]]:
                         continue
                     line = window.line + window.text.count("\n", window.position, error.pos)
                     raise ValueError(f"{path}, line {line}: not JSON: {error.msg}") from error
+                except RecursionError:
+                    raise ValueError(f"{path}, line {window.line}: not JSON: nested too deeply") from None
                 break
             line, start = window.line, window.offset
             window.step(end - window.position)
@@ -392,11 +394,30 @@ def parse_record(record: Any, root: Path, source: str) -> list[Sample]:
     Raises:
         ValueError: the record is malformed; `source` is named.
     """
-    if isinstance(record, str):
-        try:
+    try:
+        may_be_halved = not isinstance(record, str) or "\\ud" in record or "\\uD" in record
+        if isinstance(record, str):
             record = json.loads(record)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: not JSON: {error.msg}") from error
+        if may_be_halved and is_halved(record):
+            raise ValueError(f"{source}: a text holds half of a character (a lone surrogate), which no file can")
+        return samples_of(record, root, source)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: not JSON: {error.msg}") from error
+    except RecursionError:
+        raise ValueError(f"{source}: nested too deeply for a record") from None
+
+
+def is_halved(value: Any) -> bool:
+    """Whether a text in a JSON value holds a lone surrogate, which JSON can write and UTF-8 cannot."""
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return any(is_halved(key) or is_halved(each) for key, each in value.items())
+    return isinstance(value, list | tuple) and any(map(is_halved, value))
+
+
+def samples_of(record: Any, root: Path, source: str) -> list[Sample]:
+    """Return the samples of one parsed record; `parse_record` says more."""
     turns = record.get("conversations", record.get("messages")) if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{source}: a record needs a list `conversations` of turns, or `messages`")

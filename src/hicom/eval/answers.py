@@ -5,12 +5,13 @@ Nothing is ever guessed.
 
 from __future__ import annotations
 
-import json
 import re
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+
+from ..files import parse_json
 
 # What may stand before the letter, or before the option's text.
 _LEAD = re.compile(
@@ -195,7 +196,7 @@ def _score(value: object) -> int | None:
 def read_json_line(line: str) -> dict[str, object] | None:
     """Return the object of a line; None where the line is cut off or is none."""
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

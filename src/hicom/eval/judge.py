@@ -87,7 +87,7 @@ def read_prompts(path: Path) -> dict[str, JudgePrompt]:
     """
     try:
         found = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML: {error}") from None
     if not isinstance(found, Mapping):
         raise ValueError(f"{path}: not a mapping of aspects")

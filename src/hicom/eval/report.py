@@ -31,13 +31,18 @@ def counts(facts: Facts) -> str:
     return ", ".join([f"{facts['answered']:,} of {facts['num_samples']:,} answered", *others])
 
 
+def notes(facts: Facts) -> list[str]:
+    """Return what the answers came with: that the model is a toy, or videos unlike those of its training."""
+    return [f"note, {number:,} of {facts['answered']:,} answers: {n}" for n, number in facts.get("notes", {}).items()]
+
+
 def summary_rows(facts: Facts) -> list[tuple[str, str]]:
     """Return what a run of a task came to, for the terminal."""
     scores = [f"{name} {interval(name, found)}" for name, found in facts["scores"].items()]
     scores += [f"by chance {facts['chance']:.1f}"] if "chance" in facts and facts["scores"] else []
     if "submission" in facts:
         scores.append(f"answers are not public: {facts['submission']} is for the server")
-    return [(facts["title"], "; ".join(scores) or "no score"), ("", counts(facts))]
+    return [(facts["title"], "; ".join(scores) or "no score"), ("", counts(facts)), *(("", n) for n in notes(facts))]
 
 
 def results_page(out: Path) -> str:
@@ -77,6 +82,7 @@ def _task_part(facts: Facts) -> list[str]:
     origin = f"commit {', '.join(facts['commits'])}, model {config['model_digest']}, {facts['date']}"
     chance = f" Chance is {facts['chance']:.1f}." if "chance" in facts else ""
     parts.append(f"{counts(facts)}.{chance} {origin}.")
+    parts += [f"{note[0].upper()}{note[1:]}." for note in notes(facts)]
     if "judge" in facts and facts["judge"]["model"]:
         judge = facts["judge"]
         parts.append(f"Judge: `{judge['model']}` at {judge['url']}, {' to '.join(dict.fromkeys(judge['dates']))}.")

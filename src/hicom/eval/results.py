@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..files import write_json
 from ..provenance import hardware
 from .answers import exact_match, judged_score, judged_verdict, token_f1
 from .judge import PROMPTS, JudgePrompt, used_prompts
-from .run import Line, judgement_key, read_answers, read_judgements, write_json
+from .run import Line, judgement_key, read_answers, read_judgements
 from .samples import BenchmarkError, Sample, Task
 from .statistics import Estimate, clustered_mean
 
@@ -83,6 +85,7 @@ def write_results(
         "bad_records": len(bad),
         "bad_record_examples": list(bad[:MAX_SHOWN]),
         "cut": sum(bool(line.get("is_cut")) for line in done),
+        "notes": dict(Counter(note for line in done for note in line.get("notes", ()))),
     }
     judgements = read_judgements(out)
     judge = judge or next((line["judge"] for line in reversed(judgements.values())), None)

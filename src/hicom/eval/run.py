@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,12 @@ from .. import __version__
 from ..data.cache import content_digest
 from ..encoding import EncodedVideo
 from ..endpoint import Endpoint, EndpointError
+from ..files import naming, write_json
 from ..inference import VideoChat
 from ..locks import locked
 from ..model.hub import find_model
 from ..model.ops import Window
+from ..processes import Workers
 from ..provenance import git_commit, short_commit
 from ..video import VideoError
 from .answers import chosen_option, read_json_line
@@ -144,15 +144,26 @@ def answer_samples(
     check_videos(task, samples, allow_missing)
     out.mkdir(parents=True, exist_ok=True)
     _check_config(out / "config.json", _config(chat, task, samples, options, model))
-    done = {name for name, line in read_answers(out).items() if "error" not in line}
+    file = out / f"samples-{index}-of-{count}.jsonl"
+    # A second process with the same shard waits, and finds it answered.
+    with locked(file.with_suffix(".lock")):
+        _answer_all(chat, task, samples, file, options, shard)
+
+
+def _answer_all(
+    chat: VideoChat, task: Task, samples: Sequence[Sample], file: Path, options: RunOptions, shard: tuple[int, int]
+) -> None:
+    """Append the answers of a shard that are not in its file yet."""
+    index, count = shard
+    done = {name for name, line in read_answers(file.parent).items() if "error" not in line}
     there = [sample for sample in samples if sample.video.exists()]
     batches = list(_cut(there, options.batch_size))
     mine = batches[index * len(batches) // count : (index + 1) * len(batches) // count]
     todo = [batch for batch in mine if not all(sample.id in done for sample in batch)]
     commit = short_commit(git_commit()) if git_commit() else __version__
-    file = out / f"samples-{index}-of-{count}.jsonl"
-    _end_last_line(file)
-    with file.open("a", encoding="utf-8") as stream:
+    with naming(file):
+        _end_last_line(file)
+    with naming(file), file.open("a", encoding="utf-8") as stream:
         for lines in tqdm(
             _answers(chat, task, todo, options), task.name, len(todo), unit="batch", disable=not sys.stderr.isatty()
         ):
@@ -187,21 +198,15 @@ def answer_on_devices(
     Raises:
         ValueError: a process ended before it was done; or what `answer_samples` raises in one.
     """
-    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(len(devices), mp_context=spawn) as pool:
+    with Workers(len(devices)) as pool:
         jobs = [
             pool.submit(
                 _answer_shard, device, dict(place), list(todo), options, model, (number, len(devices)), allow_missing
             )
             for number, device in enumerate(devices)
         ]
-        try:
-            for job in jobs:
-                job.result()
-        except BrokenProcessPool:
-            raise ValueError(
-                "a process ended before it was done (out of memory?); a new run goes on from there"
-            ) from None
+        for job in jobs:
+            job.result()
 
 
 def _answer_shard(
@@ -218,6 +223,7 @@ def _answer_shard(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     chat = VideoChat.from_pretrained(model, device=device, **place)
+    chat.model.is_toy_told = True  # the results say it
     for task, samples, out in todo:
         answer_samples(chat, task, samples, out, options, model=model, shard=shard, allow_missing=allow_missing)
 
@@ -265,7 +271,7 @@ def judge_answers(
     def ask(request: JudgeRequest) -> str:
         return endpoint.ask(prompts[request.aspect].messages(request)).text
 
-    with file.open("a", encoding="utf-8") as stream:
+    with naming(file), file.open("a", encoding="utf-8") as stream:
         replies = endpoint.map(ask, requests)
         for request, reply in tqdm(
             replies, f"{task.name}, judge", len(requests), unit="answer", disable=not sys.stderr.isatty()
@@ -299,13 +305,6 @@ def judgement_key(judge: str, prompt: JudgePrompt, request: JudgeRequest) -> str
     """Return a digest of all that a judgement depends on."""
     asked = [judge, request.aspect, request.id, prompt.messages(request)]
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:24]
-
-
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a file as a whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(path)
 
 
 def _cut(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
@@ -452,6 +451,6 @@ def _answer_batch(
             elif task.text_scores:
                 line["answer"] = sample.answer
             line |= {"num_frames": video.num_frames, "num_visual_tokens": answer.num_visual_tokens}
-            line |= {"is_cut": answer.is_cut}
+            line |= {"is_cut": answer.is_cut} | ({"notes": list(answer.notes)} if answer.notes else {})
             lines[sample.id] = line | {"window": answer.window, "seconds": seconds}
     return [lines[sample.id] for sample in batch]

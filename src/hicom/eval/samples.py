@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
+
+from ..files import parse_json
 
 T = TypeVar("T")
 
@@ -223,7 +224,7 @@ def read_rows(path: Path) -> Iterator[Any]:
         if path.suffix == ".csv":
             yield from csv.DictReader(text.splitlines())
             return
-        rows = map(_json_line, filter(str.strip, text.splitlines())) if path.suffix == ".jsonl" else json.loads(text)
+        rows = map(_json_line, filter(str.strip, text.splitlines())) if path.suffix == ".jsonl" else parse_json(text)
         if not isinstance(rows, list | map):
             raise ValueError("not a list of records")
     except (ValueError, OSError) as error:
@@ -233,7 +234,7 @@ def read_rows(path: Path) -> Iterator[Any]:
 
 def _json_line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError as error:
         return error
 

@@ -52,6 +52,7 @@ class Towers:
         pixels: `image_mean` and `image_std` where the dual encoder's folder says them.
         vision: the vision tower; None where only sizes are wanted.
         instruction: the text tower, likewise.
+        toy: what the toy that they are of was made for (`HIComConfig.toy`).
     """
 
     vision_config: PreTrainedConfig
@@ -60,6 +61,7 @@ class Towers:
     pixels: Mapping[str, Sequence[float]] = field(default_factory=dict)
     vision: PreTrainedModel | None = None
     instruction: PreTrainedModel | None = None
+    toy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class LanguageModel:
         video_token: placeholder of a video.
         image_token: placeholder of an image.
         model: with its output matrix; None where only sizes are wanted.
+        toy: what the toy that it is of was made for (`HIComConfig.toy`).
     """
 
     config: PreTrainedConfig
@@ -79,6 +82,7 @@ class LanguageModel:
     video_token: str
     image_token: str
     model: PreTrainedModel | None = None
+    toy: str = ""
 
 
 def assemble(
@@ -158,7 +162,7 @@ def make_config(towers: Towers, language: LanguageModel, **fields: Any) -> HICom
         video_token_id=int(language.tokenizer.convert_tokens_to_ids(language.video_token)),
         image_token_id=int(language.tokenizer.convert_tokens_to_ids(language.image_token)),
         **parts,
-        **fields,
+        **({"toy": towers.toy or language.toy} | fields),
     )
 
 
@@ -293,6 +297,7 @@ def read_towers(
             instruction_config=config.instruction_config,
             tokenizer=processor.instruction_tokenizer,
             pixels={"image_mean": processor.image_mean, "image_std": processor.image_std},
+            toy=config.toy,
         )
         if not with_weights:
             return towers
@@ -457,7 +462,7 @@ def read_language_model(
             model = language_model_of(donor)
         tokenizer = processor.tokenizer
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
-        return LanguageModel(config=config.text_config, tokenizer=tokenizer, model=model, **tokens)
+        return LanguageModel(config=config.text_config, tokenizer=tokenizer, model=model, toy=config.toy, **tokens)
     if not is_language_model(config):
         raise ValueError(f"{name} is a {config.model_type} model; a language model (text only, a decoder) is expected")
     empty_llm(config)  # refuses what cannot be HICom's

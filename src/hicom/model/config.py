@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -79,6 +80,8 @@ class HIComConfig(PreTrainedConfig):
         image_token_id: placeholder of an image in the LLM's vocabulary.
         video_token_id: placeholder of a video.
         tie_word_embeddings: whether the LLM's output matrix is its input embedding.
+        toy: what a model that is only a toy was made for, in words that finish "this model is a toy made for ...". It
+            stays with all that is trained further from it, and every answer carries it. "": no toy.
 
     Raises:
         ValueError: a key is unknown (the nearest known one is named) or a value is impossible.
@@ -117,6 +120,7 @@ class HIComConfig(PreTrainedConfig):
     image_token_id: int | None = None
     video_token_id: int | None = None
     tie_word_embeddings: bool = False
+    toy: str = ""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -187,6 +191,11 @@ class HIComConfig(PreTrainedConfig):
             )
 
     @property
+    def toy_note(self) -> str:
+        """What a user of a toy is told with every answer, whatever it is about; "" for other models."""
+        return f"this model is a toy made for {self.toy}; its answers about anything else mean nothing" * bool(self.toy)
+
+    @property
     def image_size(self) -> int:
         """Height and width of the frames that the vision tower takes, in pixels."""
         return frame_size(self.vision_config)
@@ -213,3 +222,36 @@ class HIComConfig(PreTrainedConfig):
     def max_instruction_length(self) -> int:
         """Longest instruction that the text tower takes, in its own tokens."""
         return int(self.instruction_config.max_position_embeddings)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the language model takes, prompt and answer together; None where it has no limit."""
+        return context_length(self.text_config)
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens that a language model takes; None for recurrent ones and others that name no limit.
+
+    Rotary embeddings that are scaled take more than the model was first trained with: some configurations name the
+    longer length, others the first one beside a factor. The longer reading counts, as in vLLM.
+
+    Args:
+        config: of the language model.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Some models have rotary embeddings of their own for each kind of layer.
+    kinds = [each for each in scaling.values() if isinstance(each, Mapping)] or [scaling]
+    return max(limit, *(_scaled(limit, each) for each in kinds))
+
+
+def _scaled(limit: int, scaling: Mapping[str, Any]) -> int:
+    """Return the tokens that scaled rotary embeddings reach."""
+    kind = scaling.get("rope_type", scaling.get("type"))
+    factor = scaling.get("factor") or 1.0
+    if kind in (None, "default", "llama3", "longrope", "su"):  # their limit is the scaled one already
+        return limit
+    first = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
+    return int((first or limit) * factor)

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..files import check_new, writing_folder
 from .config import OFFICIAL_MODEL_TYPES, HIComConfig
 from .hub import find_local, find_model, read_json
 from .modeling import HIComForConditionalGeneration
@@ -477,8 +478,7 @@ def convert_official(
     from .official import official_processor
 
     destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} exists and is not empty; choose another destination")
+    check_new(destination)
     checkpoint = open_official(source, vision_tower=vision_tower, revision=revision, token=token, cache_dir=cache_dir)
     model = checkpoint.load()
     log(f"loaded {checkpoint.folder}")
@@ -487,10 +487,11 @@ def convert_official(
         processor = official_processor(checkpoint, model)
     except TokenizerMissing as error:
         warnings.warn(f"no processor is made: {error}", stacklevel=2)
-    destination.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(destination)
+    with writing_folder(destination) as part:
+        model.save_pretrained(part)
+        if processor is not None:
+            processor.save_pretrained(part)
     log(f"wrote the model to {destination}")
     if processor is not None:
-        processor.save_pretrained(destination)
         log("wrote tokenizers and processor")
     return destination

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
+from .config import context_length
+
 MEDIA_ARGUMENTS = (
     "pixel_values",
     "image_instruction_input_ids",
@@ -35,6 +37,10 @@ MEDIA = ("pixel_values", "pixel_values_videos", "video_values")
 
 class PromptWarning(UserWarning):
     """A prompt is longer than the LLM was made for."""
+
+
+class PromptError(ValueError):
+    """A prompt is longer than the LLM's context, so that there is no room for an answer."""
 
 
 class CacheWarning(UserWarning):
@@ -60,6 +66,10 @@ class Drafter:
     def generate(self, **kwargs: Any) -> Any:
         """Draft the next tokens."""
         return self._model.generate(**kwargs | {"inputs_embeds": self._inputs_embeds})
+
+
+class ToyWarning(UserWarning):
+    """A model that answers is a toy; its configuration says what it was made for (`HIComConfig.toy`)."""
 
 
 class FiniteLogits(LogitsProcessor):
@@ -105,6 +115,8 @@ class MediaGenerationMixin(GenerationMixin):
     config: Any
     generation_config: Any
     model: Any
+    is_toy_told: bool = False
+    """Whether the user knows that the model is a toy, where it is one: whoever tells it by other means sets this."""
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +134,11 @@ class MediaGenerationMixin(GenerationMixin):
         Warns:
             PromptWarning: a prompt is longer than the LLM was made for; many frames make long prompts.
             CacheWarning: the cache that is continued was made for another question.
+            ToyWarning: the model is a toy; once.
         """
+        if self.config.toy and not self.is_toy_told:
+            self.is_toy_told = True
+            warnings.warn(self.config.toy_note, ToyWarning, stacklevel=3)
         media = {name: kwargs.pop(name) for name in MEDIA_ARGUMENTS if name in kwargs}
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs |= dict(zip(POSITIONAL, args, strict=False))
@@ -260,7 +276,7 @@ class MediaGenerationMixin(GenerationMixin):
     def _check_length(self, prompt: Tensor, attention_mask: Tensor | None) -> None:
         """Warn where the longest of some prompts, `[B, P, ...]`, is longer than the LLM was made for."""
         # transformers looks for the limit in the outer configuration, which has none, and so would say nothing.
-        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        limit = context_length(self.config.text_config)
         if limit is None:  # recurrent ones have none
             return
         length = prompt.shape[1]

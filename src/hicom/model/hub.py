@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..files import parse_json
+
 SETTINGS_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """Configurations and tokenizers: all of a model but its weights."""
 MODEL_FILES = (*SETTINGS_FILES, "*.safetensors")
@@ -42,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or is no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: {path.name} is missing, so this is no model folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

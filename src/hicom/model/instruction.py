@@ -7,46 +7,66 @@ contains the same words ("What is the best option for her?") stays as it is.
 """
 
 import re
+import string
 from collections.abc import Sequence
+from typing import NamedTuple
 
 PLACEHOLDERS = ("<video>", "<image>", "<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
+MAX_INSTRUCTION = 10_000
+"""Characters of an instruction that is stated. Instruction encoders read 64 tokens or so; the rest is cut."""
+
 # What stands between a question and its options, alone in its sentence.
 _HEADER = r"(?:(?:possible |answer )?(?:options?|choices?|candidates|answers)|answers from (?:the )?following)\s*:"
-# The first two options (all that follows belongs to them): on lines of their own, or in the line of the question after
-# its end. Numbers may also be parts of a question, so they need a header.
+# A line break and what blanks stand around it, looked for where they begin, so that no run of them is read twice.
+_NEW_LINE = r"(?<!\s)[^\S\n]*(?P<begin>\n)\s*"
+# The first two options (all that follows belongs to them), each pair as it is written: on lines of their own, or in the
+# line of the question after its end. Numbers may also be parts of a question, so they need a header.
 _OPTIONS = tuple(
-    re.compile(pattern, re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        r"\n\s*(?P<first>\(?A\s*[).:])\s*\S.*?\n\s*(?P<second>\(?B\s*[).:])\s*\S",
-        r"(?:(?<=\?)|(?<=\.)|(?<=:))\s+(?P<first>\(A\))\s*\S.*?\s(?P<second>\(B\))\s*\S",
-        r"(?:(?<=\?)|(?<=:))\s+(?P<first>A[.)])\s+\S.*?\s(?P<second>B[.)])\s+\S",
-        _HEADER + r"\s*(?P<first>\(?1\s*[).:])\s*\S.*?\s(?P<second>\(?2\s*[).:])\s*\S",
+    (re.compile(rf"{first}\s*\S", re.IGNORECASE), re.compile(rf"{second}\s*\S", re.IGNORECASE))
+    for first, second in (
+        (_NEW_LINE + r"(?P<first>\(?A\s*[).:])", _NEW_LINE + r"(?P<second>\(?B\s*[).:])"),
+        (r"(?P<begin>)(?<=[?.:])\s+(?P<first>\(A\))", r"\s(?P<second>\(B\))"),
+        (r"(?P<begin>)(?<=[?:])\s+(?P<first>A[.)])\s", r"\s(?P<second>B[.)])\s"),
+        (rf"(?P<begin>){_HEADER}\s*(?P<first>\(?1\s*[).:])", r"\s(?P<second>\(?2\s*[).:])"),
     )
 )
 # Options without letters: all that stands behind their header, unless it asks something.
 _LIST = re.compile(
-    rf"(?:^|\n|(?<=[.?!])\s)[ \t]*{_HEADER}\s*(?!\(?1\s*[).:])(?=\S)(?!.*\?\s*(?:\n|\Z)).*", re.IGNORECASE | re.DOTALL
+    rf"(?:^|\n|(?<=[.?!])\s)[ \t]*{_HEADER}(?=\s*(?!\(?1\s*[).:])\S)",
+    re.IGNORECASE,
 )
+_ASKS = re.compile(r"\?[^\S\n]*(?:\n|\Z)")
 _OPTION_LINE = re.compile(r"\s*\(?(?:[A-Z]|\d{1,2})\s*[).:]\s*\S.*", re.IGNORECASE)
 
-_ASK = (
+# How a remark begins that asks for an answer of some kind; what makes it one of these stands anywhere behind.
+_ASK = re.compile(
     r"(?:based on [^.?]*?,\s*|and |then )?(?:please |just |simply |directly |only )*"
-    r"(?:answer|respond|response|reply|provide|give|choose|select|pick|identify|determine|output|return|state|write)\b"
+    r"(?:answer|respond|response|reply|provide|give|choose|select|pick|identify|determine|output|return|state|write)\b",
+    re.IGNORECASE,
+)
+_ASKED_LETTER = re.compile(r"\bletters?\b", re.IGNORECASE)
+# One after the other, in this order.
+_ASKED = tuple(
+    tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+    for patterns in (
+        # "Answer with the option's letter from the given choices directly"
+        (r"\b(?:option'?s?|choice|single|given|corresponding|capital) letters?\b",),
+        # "Please respond with only the letter of the correct answer"
+        (_ASKED_LETTER.pattern, r"\b(?:option|choice|answer)s?\b"),
+        # "Only give the best option"
+        (r"\b(?:best|correct|right) (?:option|choice|answer)\b",),
+        # "Pick the relevant category from the list of options"
+        (
+            r"\b(?:from|of|among) (?:\w+ ){0,2}"
+            r"(?:options|choices|candidates|categories|answers|selection|following)\b",
+        ),
+    )
 )
 _REMARKS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         _HEADER,
-        # "Answer with the option's letter from the given choices directly"
-        _ASK + r"[^?]*\b(?:option'?s?|choice|single|given|corresponding|capital) letters?\b[^?]*",
-        # "Please respond with only the letter of the correct answer"
-        _ASK + r"[^?]*\bletters?\b[^?]*\b(?:option|choice|answer)s?\b[^?]*",
-        # "Only give the best option"
-        _ASK + r"[^?]*\b(?:best|correct|right) (?:option|choice|answer)\b[^?]*",
-        # "Pick the relevant category from the list of options"
-        _ASK + r"[^?]*\b(?:from|of|among) (?:\w+ ){0,2}"
-        r"(?:options|choices|candidates|categories|answers|selection|following)\b[^?]*",
         r"you (?:can|should|must|may) only (?:answer|respond|response|reply) with\b[^?]*",
         # "Answer the question using a single word or phrase"
         r"(?:please )?(?:answer|respond|reply)(?: to)?(?: (?:the|this)(?: following)? questions?)?"
@@ -66,8 +86,6 @@ _REMARKS = tuple(
         r"(?:the )?(?:best|correct|final) (?:answer|option) is",
     )
 )
-# A remark only where it follows options: elsewhere a letter may be a thing in the video.
-_ASKED_LETTER = re.compile(_ASK + r"[^?]*\bletters?\b[^?]*", re.IGNORECASE)
 # The time instruction of LLaVA-Video, which may run on into the next sentence without a blank.
 _TIMES = re.compile(
     r"the video lasts for [\d.]+ seconds, and \d+ frames are uniformly sampled from it\.\s*"
@@ -75,12 +93,11 @@ _TIMES = re.compile(
     re.IGNORECASE,
 )
 # Subtitles as Video-MME hands them over, up to its prompt.
-_SUBTITLES = re.compile(
-    r"this video's subtitles are listed below:.*?(?=\bselect the best answer\b)", re.IGNORECASE | re.DOTALL
-)
+_SUBTITLES = re.compile(r"this video's subtitles are listed below:", re.IGNORECASE)
+_PROMPT = re.compile(r"\bselect the best answer\b", re.IGNORECASE)
 # What follows "Best option:" in prompts that open a bracket for the answer.
 _OPEN_BRACKET = re.compile(r"(?<=:)\s*\(\s*$")
-_QUESTION = re.compile(r"(?:^|\n)\s*question\s*:\s*", re.IGNORECASE)
+_QUESTION = re.compile(r"(?<!\s)(?:\A|[^\S\n]*\n)\s*question\s*:\s*", re.IGNORECASE)
 
 
 def join_parts(parts: Sequence[str]) -> str:
@@ -90,6 +107,22 @@ def join_parts(parts: Sequence[str]) -> str:
         parts: texts, and placeholders where media stand, in order. This is also how vLLM writes them.
     """
     return "\n".join(parts)
+
+
+def check_instruction(text: str) -> str:
+    """Return an instruction that a caller states, checked before any work is put into it.
+
+    Raises:
+        ValueError: it is empty, or longer than `MAX_INSTRUCTION`.
+    """
+    if not text.strip():
+        raise ValueError("the instruction is empty; give text, or leave it out to use the question")
+    if len(text) > MAX_INSTRUCTION:
+        raise ValueError(
+            f"the instruction has {len(text):,} characters; at most {MAX_INSTRUCTION:,} are taken, of which the "
+            "instruction encoder reads the beginning: shorten it, or leave it out to use the question"
+        )
+    return text
 
 
 def extract_instruction(text: str) -> str:
@@ -104,10 +137,8 @@ def extract_instruction(text: str) -> str:
     plain = _without_media(text)
     text = _own_words(plain)
     found = _find_options(text)
-    before, after = (text[: found.start()], text[found.start() :]) if found else (text, "")
-    listed = _LIST.search(before)
-    if listed and re.search(r"\w", before[: listed.start()]):
-        before = before[: listed.start()]
+    before, after = (text[: found.start], text[found.start :]) if found else (text, "")
+    before = before[: _start_of_list(before)]
     instruction = _without_remarks(before)
     if not re.search(r"\w", instruction):  # options may also precede their question
         instruction = _without_remarks("\n".join(line for line in after.split("\n") if not _OPTION_LINE.match(line)))
@@ -130,21 +161,22 @@ def answer_options(text: str) -> tuple[str, ...]:
     found = _find_options(text)
     if found is None:
         return ()
-    places = [found.span("first"), found.span("second")]
-    label = found["second"]
+    places = [found.first, found.second]
+    label = text[slice(*found.second)]
+    letter = label.strip("(). :" + string.whitespace)
     on_lines = text[: places[1][0]].rstrip(" \t").endswith("\n")
-    for name in map(str, range(3, 27)) if "2" in label else _letters_after(label.strip("( ).:")):
+    for name in map(str, range(3, 27)) if letter == "2" else _letters_after(letter):
         # In the middle of a line only what is marked exactly as the option before it is the next one.
-        marked = re.escape(label).replace(re.escape(label.strip("( ).:")), name)
-        pattern = rf"\n\s*(\(?{name}\s*[).:])\s*(?=\S)" if on_lines else rf"\s({marked})\s*(?=\S)"
+        marked = re.escape(label).replace(re.escape(letter), name)
+        pattern = rf"{_NEW_LINE}(?P<mark>\(?{name}\s*[).:])\s*(?=\S)" if on_lines else rf"\s(?P<mark>{marked})\s*(?=\S)"
         following = re.compile(pattern).search(text, places[-1][1])
         if following is None:
             break
-        places.append(following.span(1))
+        places.append(following.span("mark"))
     ends = [*(start for start, _ in places[1:]), len(text)]
     options = [text[start:end].strip() for (_, start), end in zip(places, ends, strict=True)]
     last = re.split(r"(?<=[.?!:])\s+", options[-1].partition("\n")[0].strip())
-    while len(last) > 1 and (_is_remark(last[-1].rstrip(".!").strip()) or _ASKED_LETTER.fullmatch(last[-1])):
+    while len(last) > 1 and (_is_remark(last[-1].rstrip(".!").strip()) or _asks(last[-1], [_ASKED_LETTER])):
         last.pop()
     return tuple(" ".join(option.split()) for option in (*options[:-1], " ".join(last)))
 
@@ -162,22 +194,64 @@ def _without_media(text: str) -> str:
 
 def _own_words(text: str) -> str:
     """Return a turn without subtitles and times of frames; it begins with a line break, as options may."""
-    return _TIMES.sub(" ", _SUBTITLES.sub(" ", "\n" + text))
+    text, parts, place = "\n" + text, [], 0
+    while (head := _SUBTITLES.search(text, place)) and (end := _PROMPT.search(text, head.end())):
+        parts += [text[place : head.start()], " "]
+        place = end.start()
+    return _TIMES.sub(" ", "".join(parts) + text[place:])
 
 
-def _find_options(text: str) -> re.Match[str] | None:
+class _Options(NamedTuple):
+    """Where the first two options stand: where they begin, with what stands before, and the marks of both."""
+
+    start: int
+    first: tuple[int, int]
+    second: tuple[int, int]
+
+
+def _find_options(text: str) -> _Options | None:
     """Return where the first two options stand, or None."""
-    found = [match for match in (pattern.search(text) for pattern in _OPTIONS) if match]
-    return min(found, key=lambda match: match.start(), default=None)
+    found = [each for pair in _OPTIONS if (each := _first_two(text, *pair))]
+    return min(found, key=lambda each: each.start, default=None)
+
+
+def _first_two(text: str, first: re.Pattern[str], second: re.Pattern[str]) -> _Options | None:
+    """Return the first two options of one kind; where none follows the first mark, none follows a later one."""
+    begin = first.search(text)
+    end = begin and second.search(text, begin.end())
+    if not (begin and end):
+        return None
+    return _Options(begin.start("begin"), begin.span("first"), end.span("second"))
+
+
+def _start_of_list(text: str) -> int:
+    """Return where options without letters begin, behind some words; else the length of the text."""
+    asked = max((each.start() for each in _ASKS.finditer(text)), default=-1)
+    listed = next((each for each in _LIST.finditer(text) if each.end() > asked), None)
+    return listed.start() if listed and re.search(r"\w", text[: listed.start()]) else len(text)
 
 
 def _without_remarks(text: str) -> str:
     """Return the sentences of `text` that ask something, with single blanks between words."""
     text = _OPEN_BRACKET.sub("", _QUESTION.sub("\n", text))
     sentences = re.split(r"\n|(?<=[.?!:])\s+", text)
-    kept = (each for each in map(str.strip, sentences) if not _is_remark(each.rstrip(".!").strip()))
+    kept = (each for each in map(str.strip, sentences) if each and not _is_remark(each.rstrip(".!").strip()))
     return re.sub(r"\s+", " ", " ".join(kept)).strip()
 
 
 def _is_remark(sentence: str) -> bool:
-    return any(pattern.fullmatch(sentence) for pattern in _REMARKS)
+    return any(pattern.fullmatch(sentence) for pattern in _REMARKS) or any(_asks(sentence, each) for each in _ASKED)
+
+
+def _asks(sentence: str, patterns: Sequence[re.Pattern[str]]) -> bool:
+    """Return whether a sentence asks for an answer, with all these patterns one after the other behind that."""
+    begin = _ASK.match(sentence)
+    if begin is None or "?" in sentence[begin.end() :]:
+        return False
+    place = begin.end()
+    for pattern in patterns:
+        found = pattern.search(sentence, place)
+        if found is None:
+            return False
+        place = found.end()
+    return True

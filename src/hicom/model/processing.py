@@ -21,7 +21,7 @@ from .config import HIComConfig
 from .conversation import ChatRenderer, as_texts, choose_template, refuse_without_tokens, split_variables
 from .dual_encoder import CLIP_NORMALISATION, tokenize_instructions
 from .hub import local_name
-from .instruction import extract_instruction
+from .instruction import MAX_INSTRUCTION, check_instruction, extract_instruction
 from .media_inputs import Kind, Medium, as_media, check_places, frame_choice, load_source, metadata_of, with_metadata
 from .ops import Window, check_window, choose_window, token_count
 from .pixels import check_frames, to_pixels
@@ -430,13 +430,15 @@ class HIComProcessor(ProcessorMixin):
         if instruction is None:
             # A text without media needs none: callers also pass answers alone, in which no user speaks.
             instruction = [
-                extract_instruction(self._last_user_turn(prompt)) if media else ""
+                extract_instruction(self._last_user_turn(prompt))[:MAX_INSTRUCTION] if media else ""
                 for prompt, media in zip(texts, kinds, strict=True)
             ]
         elif not isinstance(instruction, list | tuple):
             instruction = [instruction] * len(texts)  # type: ignore[list-item]
         if not all(isinstance(each, str) for each in instruction):
             raise ValueError(f"instruction={instruction!r}: give text, or one text a prompt")
+        for each in filter(str.strip, dict.fromkeys(instruction)):
+            check_instruction(each)
         if len(instruction) != len(texts):
             raise ValueError(f"{len(instruction)} instructions for {len(texts)} prompts")
         data: dict[str, Tensor] = {}
@@ -552,7 +554,8 @@ class HIComProcessor(ProcessorMixin):
             for turn, prompt in zip(turns, prompts, strict=True):
                 if not turn and self._media_kinds(prompt):
                     raise ValueError("a conversation with media has no turn of the user; state the `instruction`")
-            call["instruction"] = [extract_instruction(turn[-1]) if turn else "" for turn in turns]
+            # What is behind the limit would be cut with the tokens, which is told of.
+            call["instruction"] = [extract_instruction(turn[-1])[:MAX_INSTRUCTION] if turn else "" for turn in turns]
         for kind, sources in media.items():
             if sources and (twice := [name for name in _GIVEN_BESIDE[kind] if call.get(name) is not None]):
                 raise ValueError(f"the conversation holds {kind}, and {twice[0]} is given beside it; give one of them")

@@ -18,6 +18,7 @@ import tyro
 
 from ..bench.floor import Cost, compressor_cost, instruction_cost, prefill_cost, vision_cost
 from ..bench.shapes import published_config
+from ..files import writing_folder
 from ..model.assemble import NO_INSTRUCTION, assemble
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
@@ -207,11 +208,12 @@ class Released(Published):
 def save(
     model: HIComForConditionalGeneration, processor: HIComProcessor, folder: Path, processing: dict[str, str]
 ) -> None:
-    """Save a model, and last its processor with these fields."""
-    model.save_pretrained(folder)
+    """Save a model and its processor with these fields, in place of what is there."""
     for name, value in processing.items():
         setattr(processor, name, value)
-    processor.save_pretrained(folder)
+    with writing_folder(folder, replace=True) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
 
 
 def paper_chain(size: SizeName) -> Published:

@@ -17,7 +17,8 @@ TINY_WINDOWS: tuple[Window, ...] = ((4, 4, 4), (2, 4, 4), (8, 4, 4), (4, 8, 8))
 """Drawn from in stage `tune`, so one set of weights serves many budgets; the model's own comes first."""
 
 
-ABOUT = "procedural clips of sprites and coloured shapes; `hicom world preview` shows some"
+TOY = "procedural clips of sprites and coloured shapes"
+ABOUT = f"{TOY}; `hicom world preview` shows some"
 
 
 def tiny_data(root: str, *names: str) -> DataConfig:
@@ -34,7 +35,7 @@ def tiny_parts(root: str = "runs") -> Parts:
         language_model=f"{root}/reader",
         window=TINY_WINDOWS[0],
         num_global_tokens=4,
-        config={"match_evidence": True, "motion_features": True, "num_pointers": 4, "num_word_pointers": 2},
+        config={"match_evidence": True, "motion_features": True, "num_pointers": 4, "num_word_pointers": 2, "toy": TOY},
     )
 
 

@@ -52,13 +52,13 @@ class Update:
         text: so far.
         costs: with the last text.
         picture: where both branches looked, after the last text.
-        caution: what to tell the user about the video.
+        notes: what to know before the text is believed, a sentence each.
     """
 
     text: str
     costs: Costs | None = None
     picture: Image.Image | None = None
-    caution: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ class LocalBackend:
         self.limits = limits or MediaLimits()
         self.num_frames, self.max_frames = chat.processor.num_frames, max(max_frames, chat.processor.num_frames)
         self.max_new_tokens = max_new_tokens
-        self.about = "" if chat.domain is None else f"Trained on {chat.domain.description}."
+        trained = "" if chat.domain is None else f"Trained on {chat.domain.description}."
+        self.about = "  \n".join([trained, *map(sentence, chat.notes())]).strip()
+        chat.model.is_toy_told = True
         self.has_pictures = chat.model.config.compressor == "hicom"
         self._kept = KeptVideos(chat, kept_videos)
 
@@ -157,7 +159,7 @@ class LocalBackend:
             ValueError: what is wrong with the video or the question.
         """
         encoded = self._encoded(video, num_frames)
-        caution = self.chat.caution(encoded)
+        notes = self.chat.notes([encoded])
         pieces = self.chat.stream_reply(
             messages, [encoded], max_visual_tokens=max_visual_tokens, max_new_tokens=self.max_new_tokens
         )
@@ -169,7 +171,7 @@ class LocalBackend:
                 except StopIteration as stop:
                     answer: Answer = stop.value
                     break
-                yield Update(text, caution=caution)
+                yield Update(text, notes=notes)
         finally:
             pieces.close()
         costs = Costs(
@@ -180,10 +182,10 @@ class LocalBackend:
             answer.window,
             answer.timings,
         )
-        yield Update(answer.text, costs, caution=caution)
+        yield Update(answer.text, costs, notes=notes)
         if self.has_pictures:
             seen = look_at(self.chat, video, encoded, messages[-1]["content"], answer, window=answer.window)
-            yield Update(answer.text, costs, draw_grid(seen), caution)
+            yield Update(answer.text, costs, draw_grid(seen), notes)
 
     def _encoded(self, video: Path, num_frames: int) -> EncodedVideo:
         if not 1 <= num_frames <= self.max_frames:
@@ -226,15 +228,17 @@ class RemoteBackend:
             raise ImportError("openai is missing: pip install 'hicom[web]'") from None
         self._errors: Any = openai
         self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", timeout=timeout_s, max_retries=1)
+        note = ""
         if model is None:
             try:
-                served = [each.id for each in self._client.models.list()]
+                served = list(self._client.models.list())
             except openai.OpenAIError as error:
                 raise ValueError(f"{url}: {_reason(error)}") from None
             if not served:
                 raise ValueError(f"{url}: it serves no model")
-            model = served[0]
-        self.name, self.about = model, f"Served at {url}."
+            model, told = served[0].id, (served[0].model_extra or {}).get("description")
+            note = f"  \n{sentence(told)}" if told else ""
+        self.name, self.about = model, f"Served at {url}.{note}"
         self.num_frames, self.max_frames, self.max_bytes = num_frames, max_frames, max_bytes
         self.has_pictures = False
 
@@ -266,6 +270,7 @@ class RemoteBackend:
             extra["max_visual_tokens"] = max_visual_tokens
         start = time.perf_counter()
         text, first_s, usage = "", math.nan, None
+        notes: tuple[str, ...] = ()
         try:
             with self._client.chat.completions.create(
                 model=self.name,
@@ -277,11 +282,12 @@ class RemoteBackend:
             ) as chunks:
                 for chunk in chunks:
                     usage = chunk.usage or usage
+                    notes = tuple((chunk.model_extra or {}).get("notes") or notes)
                     piece = chunk.choices[0].delta.content if chunk.choices else None
                     if piece:
                         first_s = time.perf_counter() - start if math.isnan(first_s) else first_s
                         text += piece
-                        yield Update(text)
+                        yield Update(text, notes=notes)
         except self._errors.OpenAIError as error:
             raise ValueError(_reason(error)) from None
         end_s = time.perf_counter() - start
@@ -295,7 +301,14 @@ class RemoteBackend:
                 details.get("uncompressed_visual_tokens"),
                 timings={"first token": first_s, "rest of the answer": end_s - first_s} if first_s < end_s else {},
             ),
+            notes=notes,
         )
+
+
+def sentence(text: object) -> str:
+    """Return a message as a sentence."""
+    words = str(text).strip()
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '!', '?')) else '.'}"
 
 
 def _reason(error: Any) -> str:

@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,11 +22,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
 from ..encoding import EncodedVideo
-from ..inference import Answer, VideoChat
+from ..inference import Answer, StopsWhenSet, VideoChat
+from ..model.generation import PromptError
 from ..video import VideoError
 from .kept import KeptVideos
 from .media import MediaError, MediaLimits, load_media
@@ -34,6 +37,8 @@ from .responses import error_body, error_response, has_key, parse_json, read_byt
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+CLIENT_GONE = 499
+"""Status in metrics of a request whose client went away before its answer; nobody receives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +99,21 @@ class Engine:
             videos.append(self._kept.encode(source, **choice))
         return videos
 
-    def reply(self, request: ChatRequest, sources: list[Any]) -> Answer:
-        """Return the whole answer."""
-        return self.chat.reply(request.messages, self.videos(request, sources), **request.options)
+    def reply(self, request: ChatRequest, sources: list[Any], closed: threading.Event) -> Answer | None:
+        """Return the whole answer; None where the client went away."""
+        if closed.is_set():
+            return None
+        videos = self.videos(request, sources)
+        if closed.is_set():
+            return None
+        return self.chat.reply(request.messages, videos, **request.options, stopping_criteria=[StopsWhenSet(closed)])
 
     def stream(
         self, request: ChatRequest, sources: list[Any], send: Callable[[str], None], closed: threading.Event
     ) -> Answer | None:
         """Send the pieces of the answer, and return it; None where the client went away."""
+        if closed.is_set():
+            return None
         pieces = self.chat.stream_reply(request.messages, self.videos(request, sources), **request.options)
         while True:
             try:
@@ -142,6 +154,7 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="hicom", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     engine = Engine(chat, settings)
     metrics = Metrics(engine)
+    chat.model.is_toy_told = True  # every answer brings it along
     created = int(time.time())
 
     if settings.api_key is not None:
@@ -162,6 +175,8 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> Response:
         model = {"id": settings.name, "object": "model", "created": created, "owned_by": "hicom"}
+        if chat.notes():  # of the model, whatever is asked
+            model["description"] = "; ".join(chat.notes())
         return JSONResponse({"object": "list", "data": [model]})
 
     @app.post("/v1/chat/completions")
@@ -180,19 +195,29 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
                 raise RequestError(text, "model", "model_not_found", 404)
         except RequestError as error:
             return refusal(error)
+        except ClientDisconnect:  # in the middle of its body
+            return Response(status_code=CLIENT_GONE)
         if engine.waiting >= settings.max_waiting:
             return error_response("too many requests are waiting; try again later", 429, code="overloaded")
         engine.waiting += 1
         is_streaming = False
+        closed = threading.Event()
         try:
-            sources = await engine.media(parsed)
+            async with leaving(request, closed) as unless_gone:
+                sources = await unless_gone(engine.media(parsed))
+                if parsed.is_stream:
+                    # The first piece comes before the headers, so that what is wrong with a request is still an error.
+                    pieces = stream(parsed, sources, closed)
+                    first = await unless_gone(anext(pieces))
+                else:
+                    whole = await unless_gone(engine.run(lambda: engine.reply(parsed, sources, closed)))
             if parsed.is_stream:
-                # The first piece comes before the headers, so that what is wrong with a request is still an error.
-                pieces = stream(parsed, sources)
-                first = await anext(pieces)
                 is_streaming = True
                 return Stream(rest(first, pieces), pieces, engine)
-            whole = await engine.run(lambda: engine.reply(parsed, sources))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except PromptError as error:
+            return error_response(str(error), 400, "messages", "context_length_exceeded")
         except (RequestError, MediaError, VideoError, ValueError) as error:
             return refusal(error)
         except Exception:
@@ -201,19 +226,21 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
         finally:
             if not is_streaming:
                 engine.waiting -= 1
+        if whole is None:
+            return Response(status_code=CLIENT_GONE)
         metrics.count(whole)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": whole.text},
             "finish_reason": "length" if whole.is_cut else "stop",
         }
-        return JSONResponse(envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)})
+        body = envelope(parsed, "chat.completion") | {"choices": [choice], "usage": usage(whole)} | noted(whole)
+        return JSONResponse(body)
 
-    async def stream(parsed: ChatRequest, sources: list[Any]) -> AsyncGenerator[str]:
+    async def stream(parsed: ChatRequest, sources: list[Any], closed: threading.Event) -> AsyncGenerator[str]:
         """Yield the events of a streamed answer."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[str | None] = asyncio.Queue()
-        closed = threading.Event()
 
         def send(piece: str | None) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, piece)
@@ -238,12 +265,13 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             metrics.count(whole)
             nothing = {} if started else {"role": "assistant", "content": ""}
             last = {"index": 0, "delta": nothing, "finish_reason": "length" if whole.is_cut else "stop"}
-            yield event(head | {"choices": [last]})
+            yield event(head | {"choices": [last]} | noted(whole))
             if parsed.with_usage:
                 yield event(head | {"choices": [], "usage": usage(whole)})
             yield "data: [DONE]\n\n"
         finally:
             closed.set()
+            job.cancel()  # takes it back where it has not begun
 
     async def rest(first: str, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
         try:
@@ -257,6 +285,45 @@ def create_app(chat: VideoChat, settings: ServerSettings) -> FastAPI:
             yield event(error_body("the server failed at this request", "server_error", None, "internal"))
 
     return app
+
+
+@asynccontextmanager
+async def leaving(
+    request: Request, closed: threading.Event
+) -> AsyncIterator[Callable[[Awaitable[T]], Coroutine[Any, Any, T]]]:
+    """Watch for the client to go away while a request is worked on, whose body has been read.
+
+    Args:
+        request: the request.
+        closed: set when the client is gone, or the block is left by an error, for work in threads.
+
+    Yields:
+        A function that awaits work. It raises ClientDisconnect as soon as the client is gone; work that waits for its
+        turn is then taken back, and other work is told by `closed`.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        closed.set()
+
+    gone = asyncio.ensure_future(watch())
+
+    async def unless_gone(work: Awaitable[T]) -> T:
+        job = asyncio.ensure_future(work)
+        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+        if job.done():
+            return job.result()
+        job.cancel()
+        raise ClientDisconnect
+
+    try:
+        yield unless_gone
+    except BaseException:
+        closed.set()
+        raise
+    finally:
+        gone.cancel()  # what a response sends listens for itself
 
 
 class KeyGuard:
@@ -319,6 +386,11 @@ def usage(answer: Answer) -> dict[str, Any]:
             "uncompressed_visual_tokens": answer.num_uncompressed_tokens,
         },
     }
+
+
+def noted(answer: Answer) -> dict[str, Any]:
+    """Return what to know before an answer is believed, as a field that clients of OpenAI's API keep."""
+    return {"notes": list(answer.notes)} if answer.notes else {}
 
 
 def event(body: dict[str, Any]) -> str:

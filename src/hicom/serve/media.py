@@ -1,7 +1,6 @@
 """Videos and pictures that clients of a server name or send, taken without trusting the client.
 
-What is fetched: only `http` and `https`, only from public addresses, which are looked up once for each hop and then
-connected to as they are, so that a name that changes its address in between gains nothing. Sizes, times, pixels and
+What is fetched: only `http` and `https`, only from public addresses (`hicom.fetch`). Sizes, times, pixels and
 frames are checked before anything is decoded as a whole. Local files and private addresses need an explicit permission.
 """
 
@@ -9,26 +8,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import io
-import ipaddress
-import socket
-import ssl
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import av
 import av.error
 from PIL import Image, UnidentifiedImageError
 
+from .. import fetch as fetching
+from ..pyav import open_input
 from ..video import VideoError, probe
-
-CHUNK = 2**16
-REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class MediaError(ValueError):
@@ -69,6 +62,17 @@ class MediaLimits:
     allowed_hosts: tuple[str, ...] = ()
     allowed_folders: tuple[Path, ...] = ()
     allow_private: bool = False
+
+    @property
+    def fetching(self) -> fetching.FetchLimits:
+        """Those of a fetch."""
+        return fetching.FetchLimits(
+            max_bytes=self.max_bytes,
+            timeout_s=self.timeout_s,
+            max_redirects=self.max_redirects,
+            allow_private=self.allow_private,
+            allowed_hosts=self.allowed_hosts,
+        )
 
     def with_allowed(self, hosts: tuple[str, ...], folders: tuple[Path, ...]) -> MediaLimits:
         """Return these with more allowed hosts and folders."""
@@ -123,7 +127,7 @@ def check_media(source: bytes | Path | Sequence[Image.Image], limits: MediaLimit
         data.seek(0)
     try:
         # Sizes that headers tell come first: opening a decoder for a hostile size is what is to be avoided.
-        with av.open(data if isinstance(data, io.BytesIO) else str(data), "r") as container:
+        with open_input(data) as container:
             for stream in container.streams.video:
                 if stream.codec_context is None:  # nothing here decodes it, SVG for instance
                     raise MediaError("the file is no video or picture that can be read")
@@ -144,108 +148,10 @@ def fetch(url: str, limits: MediaLimits) -> bytes:
     Raises:
         MediaError: the address is not allowed, it does not answer in time, or there is too much of it.
     """
-    deadline = time.monotonic() + limits.timeout_s
-    for _ in range(limits.max_redirects + 1):
-        connection, path = _connect(url, limits, deadline)
-        try:
-            connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "hicom"})
-            response = connection.getresponse()
-            if response.status in REDIRECTS:
-                url = urljoin(url, response.getheader("Location") or "")
-                continue
-            if response.status != 200:
-                raise MediaError(f"the media's host answered with status {response.status}", "fetch_failed")
-            return _read(response, limits, deadline)
-        except (OSError, http.client.HTTPException):
-            raise MediaError("the media could not be fetched", "fetch_failed") from None
-        finally:
-            connection.close()
-    raise MediaError(f"the media's host redirected more than {limits.max_redirects} times", "fetch_failed")
-
-
-def _connect(url: str, limits: MediaLimits, deadline: float) -> tuple[http.client.HTTPConnection, str]:
-    """Return a connection to an allowed address of a URL's host, and what to ask for there."""
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise MediaError("the media's URL is malformed", "unsupported_url") from None
-    if parts.scheme not in ("http", "https") or not host or parts.username is not None or parts.password is not None:
-        raise MediaError("media must be http, https or data URLs, without a user name", "unsupported_url")
-    if limits.allowed_hosts and not any(host == each or host.endswith(f".{each}") for each in limits.allowed_hosts):
-        raise MediaError("media may not be fetched from this host", "host_not_allowed")
-    is_secure = parts.scheme == "https"
-    address = _allowed_address(host, port or (443 if is_secure else 80), limits)
-    left = max(0.1, deadline - time.monotonic())
-    connection: http.client.HTTPConnection
-    if is_secure:
-        connection = _PinnedHTTPS(host, port, address, timeout=left)
-    else:
-        connection = _PinnedHTTP(host, port, address, timeout=left)
-    path = parts.path or "/"
-    return connection, f"{path}?{parts.query}" if parts.query else path
-
-
-def _allowed_address(host: str, port: int, limits: MediaLimits) -> str:
-    """Look a host up, once, and return its address; all of its addresses must be allowed."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise MediaError("the media's host is not known", "fetch_failed") from None
-    addresses = [str(each[4][0]) for each in found]
-    if not addresses or (not limits.allow_private and not all(map(is_public, addresses))):
-        raise MediaError("media may not be fetched from this host", "host_not_allowed")
-    return addresses[0]
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the public internet, also where it carries another one inside."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is not None or ip in ipaddress.ip_network("64:ff9b::/96"):
-            return False  # a way around checks of IPv4 addresses, and nobody's usual address
-    return ip.is_global and not ip.is_multicast
-
-
-class _PinnedHTTP(http.client.HTTPConnection):
-    """A connection to a fixed address, whatever the host's name says by now."""
-
-    def __init__(self, host: str, port: int | None, address: str, timeout: float) -> None:
-        super().__init__(host, port, timeout=timeout)
-        self._address = address
-
-    def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
-
-
-class _PinnedHTTPS(http.client.HTTPSConnection):
-    """The same under TLS; the certificate must be that of the name."""
-
-    def __init__(self, host: str, port: int | None, address: str, timeout: float) -> None:
-        self._tls = ssl.create_default_context()
-        super().__init__(host, port, timeout=timeout, context=self._tls)
-        self._address = address
-
-    def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), self.timeout)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
-
-
-def _read(response: http.client.HTTPResponse, limits: MediaLimits, deadline: float) -> bytes:
-    length = response.getheader("Content-Length") or ""
-    if length.isdecimal() and int(length) > limits.max_bytes:
-        raise _too_large(limits)
-    content = bytearray()
-    while True:
-        if time.monotonic() > deadline:
-            raise MediaError(f"the media took more than {limits.timeout_s:g} s to fetch", "fetch_failed")
-        piece = response.read1(CHUNK)
-        if not piece:
-            return bytes(content)
-        content += piece
-        if len(content) > limits.max_bytes:
-            raise _too_large(limits)
+        return fetching.fetch(url, limits.fetching)
+    except fetching.FetchError as error:
+        raise MediaError(str(error), error.code) from None
 
 
 def _from_data(url: str, limits: MediaLimits) -> bytes | list[Image.Image]:

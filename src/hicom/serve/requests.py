@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..model.instruction import MAX_INSTRUCTION
 from ..model.ops import Window
 
 ROLES = ("system", "user", "assistant")
@@ -14,6 +15,8 @@ CONDITIONING = ("instruction", "window", "max_visual_tokens", "num_frames", "fps
 """Fields that OpenAI does not know."""
 IGNORED = frozenset({"user", "n", "stream", "stream_options", "model", "messages", "seed", "store", "metadata", "stop"})
 """Known fields that are read elsewhere, or change nothing here."""
+GREEDY = 1e-5
+"""Temperatures below are 0, as in vLLM: logits divided by much smaller ones are no numbers any more."""
 
 
 class RequestError(ValueError):
@@ -43,6 +46,7 @@ class RequestLimits:
         max_tokens: longest answer.
         max_messages: turns.
         max_characters: of all texts.
+        max_instruction: characters of an instruction that is stated.
     """
 
     max_media: int = 8
@@ -50,6 +54,7 @@ class RequestLimits:
     max_tokens: int = 2048
     max_messages: int = 64
     max_characters: int = 100_000
+    max_instruction: int = MAX_INSTRUCTION
 
 
 @dataclass
@@ -107,7 +112,7 @@ def parse_request(body: Any, limits: RequestLimits) -> ChatRequest:
         value = fields.pop(name, None)
         if value is not None:
             request.options[name] = _number(value, name, 0, 2 if name == "temperature" else 1)
-    if request.options.get("temperature") == 0:
+    if request.options.get("temperature", 1.0) < GREEDY:
         request.options.pop("temperature")
         request.options.pop("top_p", None)
     elif "temperature" in request.options or request.options.get("top_p", 1) < 1:
@@ -146,6 +151,9 @@ def split_fields(
         instruction = given["instruction"]
         if not isinstance(instruction, str) or not instruction.strip():
             raise RequestError("'instruction' must be text", "instruction")
+        if len(instruction) > limits.max_instruction:
+            text = f"'instruction' has {len(instruction):,} characters; at most {limits.max_instruction:,} are taken"
+            raise RequestError(text, "instruction", "instruction_too_long")
         options["instruction"] = instruction
     if "window" in given:
         options["window"] = _window(given["window"])
@@ -170,6 +178,13 @@ def check_counts(num_messages: int, num_media: int, limits: RequestLimits) -> No
         raise RequestError(f"there are {num_media} media; at most {limits.max_media} are taken", "messages")
 
 
+def check_characters(number: int, limits: RequestLimits) -> None:
+    """Raise RequestError where the texts of a chat are too long together."""
+    if number > limits.max_characters:
+        text = f"the messages have {number:,} characters, more than {limits.max_characters:,} characters"
+        raise RequestError(text, "messages", "context_length_exceeded")
+
+
 def _messages(value: Any, limits: RequestLimits) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
     if not isinstance(value, list) or not value:
         raise RequestError("'messages' must be a list of messages", "messages")
@@ -187,8 +202,7 @@ def _messages(value: Any, limits: RequestLimits) -> tuple[list[dict[str, str]], 
     if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise RequestError("the last message must be a question of the user", "messages")
     check_counts(len(value), len(media), limits)
-    if sum(len(message["content"]) for message in messages) > limits.max_characters:
-        raise RequestError(f"the messages have more than {limits.max_characters:,} characters", "messages")
+    check_characters(sum(len(message["content"]) for message in messages), limits)
     return messages, media
 
 

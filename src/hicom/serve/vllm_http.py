@@ -16,11 +16,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .media import MediaLimits
-from .requests import RequestError, RequestLimits, check_counts, split_fields
+from .requests import RequestError, RequestLimits, check_characters, check_counts, split_fields
 from .responses import has_key, parse_json, read_bytes, refusal
 
 VARIABLE = "HICOM_SERVE"
 CHAT = "/v1/chat/completions"
+MODELS = "/v1/models"
 MEDIA_OPTIONS = ("mm_processor_kwargs", "media_io_kwargs")
 
 
@@ -32,11 +33,13 @@ class VLLMSettings:
         max_body_bytes: of a request.
         media: what is taken from clients.
         requests: what they may ask for.
+        toy_note: what every answer tells of a model that is a toy (`HIComConfig.toy_note`); "" for other models.
     """
 
     max_body_bytes: int = 400 * 2**20
     media: MediaLimits = field(default_factory=MediaLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
+    toy_note: str = ""
 
     def to_environment(self) -> None:
         """Keep this for processes that are started from here."""
@@ -56,6 +59,7 @@ class VLLMSettings:
             max_body_bytes=found["max_body_bytes"],
             media=MediaLimits(**media),
             requests=RequestLimits(**found["requests"]),
+            toy_note=found["toy_note"],
         )
 
 
@@ -77,6 +81,8 @@ class RequestGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
+        if scope["type"] == "http" and self.settings.toy_note:
+            send = noting(send, self.settings.toy_note, scope["path"])
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -130,7 +136,7 @@ class RequestGuard:
         return json.dumps(fields).encode()
 
     def check_size(self, body: Mapping[str, Any]) -> None:
-        """Refuse a chat with too many turns or media; their form is vLLM's to check."""
+        """Refuse a chat with too many turns or media, or too long texts; their form is vLLM's to check."""
         messages = body.get("messages")
         if not isinstance(messages, list):
             return
@@ -138,3 +144,42 @@ class RequestGuard:
         parts = [part for content in contents if isinstance(content, list) for part in content]
         media = sum(isinstance(part, Mapping) and part.get("type", "text") != "text" for part in parts)
         check_counts(len(messages), media, self.settings.requests)
+        texts = [part.get("text") for part in parts if isinstance(part, Mapping)] + contents
+        check_characters(sum(len(text) for text in texts if isinstance(text, str)), self.settings.requests)
+
+
+def noting(send: Send, note: str, path: str) -> Send:
+    """Return a `send` that puts a note into answers; vLLM has no hook for that.
+
+    A chat's answer gets a field `notes`, of a streamed one its first piece; the first listed model a `description`.
+
+    Args:
+        send: what sends a response.
+        note: the note.
+        path: that was asked.
+    """
+    places = {CHAT: (b"{", {"notes": [note]}), MODELS: (b'"data":[{', {"description": note})}
+    if path not in places:
+        return send
+    mark, fields = places[path]
+    added = json.dumps(fields)[1:-1].encode() + b","
+    start: Message | None = None
+
+    async def sending(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            start = message  # its length is known with the first of its body
+            return
+        if start is not None:
+            head, found, rest = message.get("body", b"").partition(mark)
+            if found:
+                message = {**message, "body": head + found + added + rest}
+                start["headers"] = [
+                    (name, str(int(value) + len(added)).encode() if name == b"content-length" else value)
+                    for name, value in start["headers"]
+                ]
+            await send(start)
+            start = None
+        await send(message)
+
+    return sending

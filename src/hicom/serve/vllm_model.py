@@ -43,7 +43,7 @@ from vllm.multimodal.processing import (
 from vllm.sequence import IntermediateTensors
 
 from ..model.config import HIComConfig
-from ..model.instruction import extract_instruction
+from ..model.instruction import MAX_INSTRUCTION, check_instruction, extract_instruction
 from ..model.modeling import VisionFeatures, VisualParts
 from ..model.ops import Window
 from ..model.processing import HIComProcessor
@@ -134,7 +134,7 @@ class HIComMultiModalProcessor(BaseMultiModalProcessor[HIComProcessingInfo]):
         processor = self.info.processor
         media = {processor.video_token_id, processor.image_token_id}
         text = self.info.get_tokenizer().decode([token for token in prompt if token not in media])
-        return extract_instruction(processor._last_user_turn(text))
+        return extract_instruction(processor._last_user_turn(text))[:MAX_INSTRUCTION]
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> Any:
         """Make the instruction an argument before anything is hashed."""
@@ -147,6 +147,8 @@ class HIComMultiModalProcessor(BaseMultiModalProcessor[HIComProcessingInfo]):
             if self.info.processor.is_conditional:  # else questions share visual tokens
                 if instruction is None:
                     instruction = self.recover_instruction(inputs.prompt)
+                elif isinstance(instruction, str) and instruction.strip():
+                    check_instruction(instruction)
                 if not isinstance(instruction, str) or not instruction.strip():
                     raise ValueError("the instruction must be text; leave it out to use the last question")
                 kwargs["instruction"] = instruction

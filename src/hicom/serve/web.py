@@ -14,7 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
-from .backends import Backend, Budget, Costs
+from .backends import Backend, Budget, Costs, sentence
 
 logger = logging.getLogger(__name__)
 History = list[dict[str, str]]
@@ -106,10 +106,10 @@ def create_page(backend: Backend, *, sample: Path | None = None, questions: Sequ
             try:
                 for update in backend.reply(Path(path), asked, int(num_frames), int(most) or None):
                     whole = [*asked, {"role": "assistant", "content": update.text}]
-                    cost, seconds = meter_html(update.costs, update.caution), times_html(update.costs)
+                    cost, seconds = meter_html(update.costs, update.notes), times_html(update.costs)
                     yield whole, whole, path, "", cost, seconds, update.picture
             except (ValueError, OSError) as error:
-                yield refuse(_sentence(error))
+                yield refuse(sentence(error))
             except Exception:
                 logger.exception("a question failed")
                 yield refuse("The model failed at this question; the log has more.")
@@ -194,8 +194,8 @@ def _budget(budget: Budget, most: int) -> str:
     return f"at most {most:,} visual tokens of {budget.most:,}"
 
 
-def meter_html(costs: Costs | None, caution: str | None = None) -> str:
-    """Return how many tokens an answer took."""
+def meter_html(costs: Costs | None, notes: Sequence[str] = ()) -> str:
+    """Return how many tokens an answer took, and what to know before it is believed."""
     if costs is None:
         return ""
     lines = []
@@ -205,8 +205,8 @@ def meter_html(costs: Costs | None, caution: str | None = None) -> str:
         lines.append(f"<b>{used:,}</b> visual tokens of {whole:,} without compression ({fewer}){bar(used / whole)}")
     window = "" if costs.window is None else f" · window {' x '.join(map(str, costs.window))}"
     lines.append(f"prompt {costs.num_prompt_tokens:,} tokens · answer {costs.num_new_tokens:,} tokens{window}")
-    if caution:
-        text = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(_sentence(caution)))
+    for note in notes:
+        text = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(sentence(note)))
         lines.append(f'<span class="caution">{text}</span>')
     return f'<div class="cost">{"".join(f"<div>{line}</div>" for line in lines)}</div>'
 
@@ -227,9 +227,3 @@ def times_html(costs: Costs | None) -> str:
         for part, seconds in costs.timings.items()
     ]
     return f'<div class="cost"><table>{"".join(rows)}</table></div>'
-
-
-def _sentence(text: object) -> str:
-    """Return a message as a sentence."""
-    words = str(text).strip()
-    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '!', '?')) else '.'}"

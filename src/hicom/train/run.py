@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import set_seed
 from ..data.collate import Collator, SampleSet
 from ..data.domain import fit_domain
 from ..data.features import FeatureStore
+from ..files import UNWRITABLE, clear_parts, naming, write_text, writing_folder
 from ..locks import locked, owned
 from ..model.convert import is_official
 from ..model.hub import find_model
@@ -42,6 +45,7 @@ def run(config: TrainConfig | Chain) -> Path:
 
     Raises:
         ValueError: the run folder is of another configuration or in use, or the configuration is impossible.
+        OSError: the run folder cannot be written.
     """
     if isinstance(config, Chain):
         return run_chain(config)
@@ -51,10 +55,28 @@ def run(config: TrainConfig | Chain) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with owned(out) if is_main() else nullcontext():
         stamp = open_stamp(out, config)
-        model_folder = out / "model"
         if stamp["status"] != "finished":
-            train(config, out, stamp)
-        return model_folder
+            if is_main():
+                clear_parts(out)
+            with naming(out), quiet_threads():
+                train(config, out, stamp)
+        return out / "model"
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Keep tracebacks of TensorBoard's thread off stderr where the disk is full: its next call here raises the same."""
+    before = threading.excepthook
+
+    def show(thrown: threading.ExceptHookArgs) -> None:
+        if not (isinstance(thrown.exc_value, OSError) and thrown.exc_value.errno in UNWRITABLE):
+            before(thrown)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def run_chain(chain: Chain) -> Path:
@@ -144,20 +166,21 @@ def train(config: TrainConfig, out: Path, stamp: dict[str, Any]) -> None:
     weights: dict[str, Tensor] = whole or {}
     if is_main():
         precision: torch.dtype = getattr(torch, config.saved_precision)
-        if config.lora is None:
-            save_model(model, weights, precision, out / "model")
-        else:
-            save_adapter(model, weights, out / "adapter")
+        if config.lora is not None:
+            with writing_folder(out / "adapter", replace=True) as part:
+                save_adapter(model, weights, part)
             # Added to the weights as they were before they were quantised or cut to 16 bit.
-            merged = merge_adapter(load(config)[0], out / "adapter")
-            save_model(merged, merged.state_dict(), precision, out / "model")
+            model = merge_adapter(load(config)[0], out / "adapter")
+            weights = model.state_dict()
         assert isinstance(trainer.train_dataset, SampleSet)
         assert isinstance(trainer.data_collator, Collator)
         if "video" in trainer.data_collator.kinds and trainer.data_collator.num_frames is not None:
             processor.num_frames = trainer.data_collator.num_frames
-        processor.save_pretrained(out / "model")
-        save_domain(config, trainer.train_dataset, trainer.data_collator.store, out / "model")
-        (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", "utf-8")
+        with writing_folder(out / "model", replace=True) as part:
+            save_model(model, weights, precision, part)
+            processor.save_pretrained(part)
+            save_domain(config, trainer.train_dataset, trainer.data_collator.store, part)
+        write_text(out / "log.json", json.dumps(trainer.state.log_history, indent=1) + "\n")
         stamp["status"], stamp["loss"] = "finished", result.training_loss
         callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback))
         callback.keep_time()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.mixture import SkipList, read_skip_list
+from ..files import write_text
 from ..provenance import git_commit, hardware
 from .config import TrainConfig
 
@@ -131,9 +132,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_stamp(out: Path, stamp: dict[str, Any]) -> None:
     """Write `run.json` as a whole or not at all."""
     if is_main():
-        part = out / "run.json.part"
-        part.write_text(json.dumps(stamp, indent=1) + "\n", "utf-8")
-        part.replace(out / "run.json")
+        write_text(out / "run.json", json.dumps(stamp, indent=1) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +190,4 @@ def is_within(given: SkipList, lists: list[SkipList]) -> bool:
 def write_skip_list(skip: SkipList, path: Path) -> None:
     """Write a list that `read_skip_list` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skip.entries()), "utf-8")
-    part.replace(path)
+    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skip.entries()))

@@ -18,6 +18,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..data.collate import Collator, GroupedSampler, SampleSet
+from ..files import give_permissions
 from ..model.modeling import HIComForConditionalGeneration
 from ..model.processing import HIComProcessor
 from .config import TrainConfig
@@ -143,7 +144,9 @@ class RunCallback(TrainerCallback):
         wait_for_all()
         self.stamp |= {name: self.before[name] + number for name, number in self.left_out.of_all().items()}
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            give_permissions(checkpoint)
+            (checkpoint / COMPLETE).touch()
             self.keep_time()
 
     def keep_time(self) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +36,26 @@ def with_bounds(path: str, start_s: float | None, end_s: float | None) -> str:
     return f"{path}#t={first},{last}" if last else f"{path}#t={first}"
 
 
-def split_bounds(source: T) -> tuple[T | Path, dict[str, float]]:
+@overload
+def split_bounds(source: Path) -> tuple[Path, dict[str, float]]: ...
+
+
+@overload
+def split_bounds(source: T) -> tuple[T | Path | str, dict[str, float]]: ...
+
+
+def split_bounds(source: T) -> tuple[T | Path | str, dict[str, float]]:
     """Return the file of a path such as `clip.mp4#t=5,12`, and its bounds as `start_s` and `end_s`.
 
-    All else comes as it is, without bounds; so does the path of a file that is really called so.
+    All else comes as it is, without bounds; so does the path of a file that is really called so. What is no path, such
+    as a URL or `-`, stays text.
     """
     found = _PART.fullmatch(str(source)) if isinstance(source, str | os.PathLike) else None
-    if found is None or Path(found[0]).exists():
+    if found is None or os.path.exists(found[0]):
         return source, {}
-    return Path(found["path"]), {key: float(found[key]) for key in ("start_s", "end_s") if found[key]}
+    bounds = {key: float(found[key]) for key in ("start_s", "end_s") if found[key]}
+    is_text = isinstance(source, str) and (found["path"] == "-" or "://" in found["path"])
+    return found["path"] if is_text else Path(found["path"]), bounds
 
 
 def uniform_indices(total: int, num_frames: int, *, repeat: bool = False) -> list[int]:

@@ -14,12 +14,13 @@ import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from .packets import Packet, describe_packet
 
-Opened = AbstractContextManager[tuple[InputContainer, VideoStream]]
+Opened = AbstractContextManager[tuple[InputContainer, VideoStream, VideoCodecContext]]
 
 # How a container is sought: by the times that its own index has, or by the bytes where packets begin.
 _BY_PTS, _BY_DTS, _BY_BYTES = "pts", "dts", "bytes"
@@ -108,7 +109,7 @@ class Cursor:
 
     def _restart(self) -> None:
         self._stack.close()
-        self.container, self.stream = self._stack.enter_context(self._opened())
+        self.container, self.stream, self.context = self._stack.enter_context(self._opened())
         self._packets = self._demux(self.container, self.stream)
         self._next, self._is_sought = 0, False
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import IO
+
+from .packets import Packet
 
 # The elements of which a segment of Matroska consists (RFC 9559, 5.1): SeekHead, Info, Tracks, Cluster, Cues,
 # Attachments, Chapters, Tags, and Void and CRC-32, which may be anywhere.
@@ -23,6 +26,22 @@ def tagged_duration_s(metadata: Mapping[str, str]) -> float:
             except ValueError:  # a tag of someone else
                 continue
     return 0.0
+
+
+def unsound(packets: Sequence[Packet]) -> set[int]:
+    """Return which packets the container calls damaged.
+
+    A transport stream made of several calls the end of each so, although nothing is missing: its clock starts again.
+    """
+    return {
+        position
+        for position, packet in enumerate(packets)
+        if packet.is_corrupt and not _starts_again(packets[position : position + 4])
+    }
+
+
+def _starts_again(packets: Sequence[Packet]) -> bool:
+    return any(a > b for a, b in pairwise(packet.dts for packet in packets if packet.dts is not None))
 
 
 def is_complete(file: IO[bytes]) -> bool:

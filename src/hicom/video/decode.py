@@ -9,17 +9,18 @@ No thread outlives the call that started it, so a process may fork between calls
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import av
 import av.error
@@ -27,6 +28,7 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -34,11 +36,11 @@ from numpy.typing import NDArray
 
 from .. import pyav
 from ..square import Square
+from .colour import Display, alpha_decoder
 from .cursor import Cursor, Cursors, Lost, Table
-from .damage import is_complete, tagged_duration_s
+from .damage import is_complete, tagged_duration_s, unsound
 from .index import read_index
 from .packets import Packet, States, container_name, describe_packet, describe_stream, numbered
-from .pictures import fit, squared
 from .timeline import Ranks, Wanted, make_time_line, order_by_decoder, order_by_stamps, stamps_of
 from .types import ChooseAgain, Pixels, VideoError, VideoInfo
 
@@ -65,7 +67,7 @@ class Video:
         self._num_empty = 0
         self._is_whole = False  # whether everything has to be decoded to read anything
         frame: VideoFrame | None = None
-        with self._opened() as (container, stream):
+        with self._opened() as (container, stream, context):
             codec = stream.codec_context.codec
             self._packets: list[Packet] = []
             indexed: list[Packet] | None = None
@@ -74,24 +76,23 @@ class Video:
                 self._states.add(len(self._packets), packet)
                 self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
-                    frame = next(iter(self._decode(stream, numbered(packet, len(self._packets) - 1))), None)
+                    frame = next(iter(self._decode(context, numbered(packet, len(self._packets) - 1))), None)
                     if frame is not None and may_index and self._num_errors == 0:
                         indexed = read_index(self._file, container, stream, self._packets)
                         if indexed is not None:
                             self._packets = indexed
                             break
             if frame is None:
-                frame = next(iter(self._decode(stream, None)), None)
+                frame = next(iter(self._decode(context, None)), None)
             if not self._packets:
                 raise VideoError(f"{name}: the video stream has no frames; record or download the file again")
             if frame is None:
                 raise VideoError(self._none_decodes(codec.canonical_name))
             self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
             self.tick_s = float(stream.time_base or 1 / self._rate)
-            self._orientation = _orientation(frame)
+            self._display = Display.of(name, container.format.name, stream, frame)
             self._table = Table(self._packets, codec.canonical_name, is_read=indexed is None)
             self._num_lost = self._count_lost(container, stream)
-            turned = self._orientation[0]
             self.info = VideoInfo(
                 name=name,
                 container=container_name(name, container.format.name),
@@ -99,39 +100,41 @@ class Video:
                 duration_s=0.0,
                 num_frames=0,
                 fps=0.0,
-                width=frame.height if turned else frame.width,
-                height=frame.width if turned else frame.height,
-                rotation=round(frame.rotation),
+                width=self._display.width,
+                height=self._display.height,
+                rotation=self._display.rotation,
+                is_mirrored=self._display.is_mirrored,
                 has_audio=len(container.streams.audio) > 0,
                 streams=tuple(describe_stream(each) for each in container.streams),
+                notes=self._display.notes,
             )
-            is_reordered = stream.codec_context.has_b_frames
+            is_reordered = context.has_b_frames
             self._is_slotted = container.format.name in ("avi", "asf")  # they store times of decoding alone
             is_hidden = not pyav.TELLS_STATE and (frame.format.name == "pal8" or container.format.name == "flv")
+        self._unsound = unsound(self._packets)
         self._stamps = stamps_of(self._packets, self._is_slotted)
         # Where what packets change in the decoder is not told, none is left out.
         self._key_positions = [0] if is_hidden else [i for i, packet in enumerate(self._packets) if packet.is_key]
         self._order: list[int] | None = None  # the packets in the order of presentation, once that is known
         self._ranks: Ranks | None = None
         self._find_frames(codec.reorder, is_reordered, frame.pts or 0)
-        self._scaled(frame, 16, 16, VideoReformatter())  # an error now rather than after a model was loaded
 
     def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
         # What FFmpeg tells of AVI and ASF with frames that are not in the order of the file are guesses.
-        if self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets):
+        is_guessed = self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets)
+        if is_guessed and not self._unsound:
             every = list(range(len(packets)))
             self._ranks = Ranks(every, self._key_positions)
             self._set_frames(every, set(every))
             return
-        self._order = order_by_stamps(packets, can_reorder, is_reordered)
+        self._order = None if is_guessed else order_by_stamps(packets, can_reorder, is_reordered)
         if self._order is None:
             self._scan()
             return
         # Where the file starts in the middle of a group of pictures, the first ones are there but do not decode.
-        decodable = self._order[self._order.index(first) :]
-        self._set_frames(self._order, {position for position in decodable if not packets[position].is_corrupt})
+        self._set_frames(self._order, set(self._order[self._order.index(first) :]))
 
     def frames(
         self, indices: list[int], size: int | Square | None, cursors: Cursors | None = None
@@ -144,7 +147,7 @@ class Video:
             for frame in self._run(spans, None if self._is_whole else wanted.positions, cursors=cursors):
                 index = wanted.take(frame.pts)
                 if index is not None:
-                    yield index, self._pixels(frame, size, reformatter)
+                    yield index, self._display.pixels(frame, size, reformatter)
                 if self._is_whole and wanted.is_done():
                     return
         if not wanted.is_done():
@@ -196,7 +199,7 @@ class Video:
                 for frame in self._run(take(own), wanted.positions, num_threads, cursors):
                     index = wanted.take(frame.pts)
                     if index is not None:
-                        put(index, self._pixels(frame, size, reformatter))
+                        put(index, self._display.pixels(frame, size, reformatter))
             except BaseException:
                 stop()  # the others have nothing left to begin
                 raise
@@ -246,8 +249,6 @@ class Video:
         for frame in self._run([(0, len(self._packets) - 1)]):
             if frame.pts is not None and self._packets[frame.pts].is_frame:
                 decoded.setdefault(frame.pts, frame.key_frame)
-        if not decoded:
-            raise VideoError(self._none_decodes(self.info.codec))
         if self._order is None:
             self._order = order_by_decoder(len(self._packets), decoded)
         self._ranks = None
@@ -268,6 +269,9 @@ class Video:
         """
         self._places = {position: place for place, position in enumerate(order)}
         order = [position for position in order if self._packets[position].is_frame]
+        readable = readable & set(order) - self._unsound
+        if not readable:
+            raise VideoError(self._none_decodes(self.info.codec))
         stamps = [self._stamps[position] for position in order]
         if self._is_slotted:
             stamps.sort(key=lambda stamp: -1 if stamp is None else stamp)
@@ -288,7 +292,7 @@ class Video:
     def _damage(self, num_frames: int, num_shown: int) -> str:
         """Return what is missing when so many frames can be read of those that the packets say are shown."""
         is_truncated = self._num_lost > 0
-        is_damaged = self._num_errors > 0 or any(packet.is_corrupt for packet in self._packets)
+        is_damaged = self._num_errors > 0 or len(self._unsound) > 0
         num_promised = num_shown + self._num_lost
         if num_frames == num_promised or not (is_truncated or is_damaged):
             return ""
@@ -325,7 +329,7 @@ class Video:
         num_packets = len(self._packets)
         if stream.frames <= num_packets:
             return num_packets
-        with self._opened(ignore_editlist="1") as (container, uncut):
+        with self._opened(ignore_editlist="1") as (container, uncut, _):
             return num_packets + stream.frames - sum(1 for _ in self._demux(container, uncut))
 
     # Decoding
@@ -335,18 +339,21 @@ class Video:
         return isinstance(self._file, Path) or type(self._file) is io.BytesIO
 
     @contextmanager
-    def _opened(self, num_threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _opened(
+        self, num_threads: int = 1, **options: str
+    ) -> Iterator[tuple[InputContainer, VideoStream, VideoCodecContext]]:
         file = self._file
         if not isinstance(file, Path):
             if type(file) is io.BytesIO:
                 file = io.BytesIO(file.getvalue())  # shares the bytes, has its own position
             file.seek(0)
-            # A playlist from who knows where must not open files of this machine.
-            options["protocol_whitelist"] = "pipe"
         try:
             container = pyav.open_input(file, options)
         except (av.error.FFmpegError, OSError) as error:
             text = "no video found in it; it is not a video, or cut off before its index: check it or download it again"
+            if error.errno == errno.EINVAL:  # what FFmpeg says of a format that is not allowed
+                others = "playlists and descriptions (HLS, DASH, concat, SDP), text and subtitles"
+                text = f"no video found in it; {others} are not read: give the video itself"
             raise VideoError(f"{self._name}: {text} ({error.strerror})") from error
         with container:
             covers = [each for each in container.streams.video if each.disposition & Disposition.attached_pic]
@@ -362,7 +369,7 @@ class Video:
             pyav.read_only(container, stream)
             stream.codec_context.thread_type = ThreadType.FRAME
             stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, num_threads)
-            yield container, stream
+            yield container, stream, alpha_decoder(stream, num_threads) or stream.codec_context
 
     def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
         self._num_empty = 0
@@ -375,10 +382,10 @@ class Video:
         except av.error.FFmpegError:
             self._num_errors += 1  # what comes after cannot be read
 
-    def _decode(self, stream: VideoStream, packet: av.Packet[VideoStream] | None) -> list[VideoFrame]:
+    def _decode(self, context: VideoCodecContext, packet: av.Packet[VideoStream] | None) -> list[VideoFrame]:
         """Return the undamaged frames that come out after `packet` goes in; None for the last ones."""
         try:
-            frames = stream.codec_context.decode(packet)
+            frames = context.decode(packet)
         except av.error.FFmpegError:
             self._num_errors += 1
             return []
@@ -419,7 +426,7 @@ class Video:
         try:
             for first, last in spans:
                 for position, packet in cursor.packets_from(first):
-                    context = cursor.stream.codec_context
+                    context = cursor.context
                     if wanted is None and position == 0:
                         context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
                     if position == first:
@@ -427,35 +434,17 @@ class Video:
                     # The first packet is needed anyway; some decoders read this setting only when they open.
                     is_needed = wanted is None or position == first or position in wanted
                     context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-                    yield from self._decode(cursor.stream, numbered(packet, position))
+                    yield from self._decode(cursor.context, numbered(packet, position))
                     if position >= last:
                         break
-                yield from self._decode(cursor.stream, None)
-                cursor.stream.codec_context.flush_buffers()
+                yield from self._decode(cursor.context, None)
+                cursor.context.flush_buffers()
             is_done = True
         finally:
             if is_done and cursors is not None:
                 cursors.give(cursor)
             else:
                 cursor.close()
-
-    def _pixels(self, frame: VideoFrame, size: int | Square | None, reformatter: VideoReformatter) -> Pixels:
-        is_turned, flip_x, flip_y = self._orientation
-        width, height = fit(self.info.width, self.info.height, size)
-        if is_turned:
-            width, height = height, width
-        pixels = np.asarray(self._scaled(frame, width, height, reformatter).to_ndarray(), np.uint8)
-        if is_turned:
-            pixels = pixels.transpose(1, 0, 2)
-        return squared(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1], size)
-
-    def _scaled(self, frame: VideoFrame, width: int, height: int, reformatter: VideoReformatter) -> VideoFrame:
-        try:
-            return pyav.scale(frame, width, height, reformatter)
-        except (av.error.FFmpegError, OSError) as error:  # not all of them are errors of PyAV
-            kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
-            text = f"its colours, {kind}, cannot be converted; convert it to BT.709 ({error.strerror})"
-            raise VideoError(f"{self._name}: {text}") from error
 
 
 def _shares(spans: list[tuple[int, int]], num: int) -> list[deque[tuple[int, int]]]:
@@ -472,13 +461,3 @@ def _shares(spans: list[tuple[int, int]], num: int) -> list[deque[tuple[int, int
 def _num_threads(most: int) -> int:
     # A container or a scheduler may have given this process fewer processors than the machine has.
     return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """Return whether to swap the axes and then to flip x and y, so that the picture stands upright."""
-    side_data: Mapping[Any, Any] = frame.side_data
-    if "DISPLAYMATRIX" not in side_data:
-        return False, False, False
-    # 16.16 fixed point: x' = a x + c y, y' = b x + d y. Angles between right ones go to the nearest.
-    a, b, _, c, d = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5]
-    return (False, bool(a < 0), bool(d < 0)) if abs(a) >= abs(b) else (True, bool(c < 0), bool(b < 0))

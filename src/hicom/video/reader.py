@@ -206,6 +206,8 @@ class FrameReader:
         info, end_s = self.clip.info, None if self._choice is None else self._choice.end_s
         if info.damage:
             warnings.warn(f"{info.name}: {info.damage}; using those", VideoWarning, stacklevel)
+        for note in info.notes:
+            warnings.warn(f"{info.name}: {note}", VideoWarning, stacklevel)
         if end_s is not None and end_s > info.duration_s:
             text = f"{info.name}: end_s={end_s:g} is past the end; reading to the end at {info.duration_s:g} s"
             warnings.warn(text, VideoWarning, stacklevel)

@@ -91,7 +91,7 @@ def make_time_line(
         rate: frames per second, for what has no stamp.
     """
     frame_ticks = 1 / (rate * clock_s)
-    durations = [packets[position].duration or frame_ticks for position in order]
+    durations = [float(max(packets[position].duration, 0) or frame_ticks) for position in order]
     ticks = np.array(_ticks(list(stamps), durations, frame_ticks), np.float64)
     ticks -= ticks[0]
     return TimeLine(order, ticks * clock_s, float(ticks[-1] + durations[-1]) * clock_s)

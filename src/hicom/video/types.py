@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Literal, Protocol, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,20 @@ from PIL import Image
 
 from ..square import Square
 
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    from av.video.frame import VideoFrame
+    from torch import Tensor
+
 Pixels: TypeAlias = NDArray[np.uint8]
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | VideoFrame | Pixels | Tensor"
 T = TypeVar("T")
 Snap: TypeAlias = Literal["exact", "keyframe"]
-Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Pixels | Sequence[Picture]"
+Source: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | mmap | IO[bytes] | Picture | Sequence[Picture] | "
+    "Iterator[Picture]"
+)
 
 
 class VideoError(ValueError):
@@ -47,12 +56,14 @@ class VideoInfo:
         duration_s: from the start of the first frame to the end of the last one.
         num_frames: frames that can be chosen.
         fps: average number of frames per second.
-        width: of the upright picture, in pixels.
-        height: of the upright picture, in pixels.
+        width: of the upright picture, in square pixels: as it is shown, not as it is stored.
+        height: likewise.
         rotation: degrees counterclockwise that the stored picture is turned by to stand upright; already applied.
+        is_mirrored: whether the stored picture is mirrored, left to right, before it is turned; already applied.
         has_audio: whether there is an audio stream.
         streams: one description per stream.
         damage: empty, or what is missing, such as `truncated: 41 of 64 frames decode`.
+        notes: what is not shown as the file wants it, such as `high dynamic range (PQ) is not tone-mapped`.
     """
 
     name: str
@@ -67,17 +78,22 @@ class VideoInfo:
     has_audio: bool = False
     streams: tuple[str, ...] = ()
     damage: str = ""
+    is_mirrored: bool = False
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return one line for people."""
         frames = "1 frame" if self.num_frames == 1 else f"{self.num_frames} frames at {self.fps:.4g} fps"
         parts = [f"{self.duration_s:.2f} s", frames, f"{self.width}x{self.height}", f"{self.codec} in {self.container}"]
+        if self.is_mirrored:
+            parts.append("mirrored")
         if self.rotation:
             parts.append(f"turned by {self.rotation} degrees")
         if self.has_audio:
             parts.append("audio")
         if self.damage:
             parts.append(self.damage)
+        parts += self.notes
         return f"{self.name}: {', '.join(parts)}"
 
 

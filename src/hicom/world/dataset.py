@@ -17,10 +17,10 @@ an interrupted `make_dataset` is finished by calling it again.
 
 import dataclasses
 import json
-import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from hicom.files import clear_parts, write_text, writing
+from hicom.locks import owned
+from hicom.processes import Workers
 from hicom.video import write_video
 from hicom.world.questions import FAMILIES, Asker, Question
 from hicom.world.render import Renderer, Sprites, bundled_sprites, iter_frames, load_sprites, run_lengths
@@ -230,10 +233,8 @@ def _write_table(path: Path, world: World, count: int) -> int:
 
 
 def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("w") as file:
+    with writing(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    partial.replace(path)
 
 
 def make_dataset(
@@ -257,7 +258,8 @@ def make_dataset(
         `dst`.
 
     Raises:
-        ValueError: unknown split, an impossible number, no clips at all, or `dst` holds a data set with other settings.
+        ValueError: unknown split, an impossible number, no clips at all, `dst` holds a data set with other settings, or
+            another process writes it.
     """
     world = world or World()
     for split, count in num_clips.items():
@@ -270,46 +272,73 @@ def make_dataset(
     if not num_clips:
         raise ValueError("no clips are asked for: give at least one split a number above 0")
     settings = json.loads(json.dumps({"num_clips": num_clips, "world": dataclasses.asdict(world), "masks": with_masks}))
-    started, finished = dst / "unfinished.json", dst / "world.json"
-    for path in (started, finished):
+    for path in (dst / "unfinished.json", dst / "world.json"):
         if path.exists() and (found := json.loads(path.read_text())["settings"]) != settings:
             changed = [key for key in settings if found.get(key) != settings[key]]
             raise ValueError(
                 f"{dst} holds a data set with other settings ({', '.join(changed)}): choose another folder"
             )
+    if not _is_finished(dst, settings):
+        dst.mkdir(parents=True, exist_ok=True)
+        with owned(dst, leaves_files=False):
+            if not _is_finished(dst, settings):  # by the process that held it just now
+                _complete(dst, world, settings, num_workers)
+    return dst
+
+
+def _complete(dst: Path, world: World, settings: Mapping[str, Any], num_workers: int) -> None:
+    """Write what a data set lacks; only while holding its folder."""
+    num_clips: dict[str, int] = settings["num_clips"]
     for split in num_clips:
         (dst / split / "videos").mkdir(parents=True, exist_ok=True)
-    missing = {
+    _clear_parts(dst)
+    (dst / "world.json").unlink(missing_ok=True)
+    write_text(dst / "unfinished.json", json.dumps({"settings": settings}) + "\n")
+    missing = _missing_clips(dst, num_clips)
+    jobs = [(s, todo[i : i + CHUNK]) for s, todo in missing.items() for i in range(0, len(todo), CHUNK)]
+    tables = [path for path in _tables(dst, settings) if not path.exists()]  # they appear only when complete
+    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
+    with _left_clean(dst), bar as progress, Workers(num_workers) as pool:
+        task = progress.add_task("sprite world", total=sum(num_clips.values()))
+        progress.advance(task, sum(num_clips.values()) - sum(map(len, missing.values())))
+        for job in as_completed([pool.submit(_write_clips, dst, world, split, todo) for split, todo in jobs]):
+            progress.advance(task, job.result())
+        for job in as_completed([pool.submit(_write_table, p, world, num_clips[p.parent.name]) for p in tables]):
+            job.result()
+    facts = {"settings": settings, "families": world.families, "splits": list(num_clips)}
+    write_text(dst / "world.json", json.dumps(facts) + "\n")
+    (dst / "unfinished.json").unlink()
+
+
+@contextmanager
+def _left_clean(dst: Path) -> Iterator[None]:
+    """Remove what workers that were ended had not finished; those of a killed process go with the next call."""
+    try:
+        yield
+    except BaseException:
+        _clear_parts(dst)
+        raise
+
+
+def _clear_parts(dst: Path) -> None:
+    for folder in (dst, *dst.glob("*/"), *dst.glob("*/videos")):
+        clear_parts(folder)
+
+
+def _missing_clips(dst: Path, num_clips: Mapping[str, int]) -> dict[str, list[int]]:
+    """The clips that are not there yet, by split."""
+    return {
         split: [i for i in range(count) if not (dst / video_name(split, i)).exists()]
         for split, count in num_clips.items()
     }
-    if finished.exists() and not any(missing.values()) and all(path.exists() for path in _tables(dst, settings)):
-        return dst
-    finished.unlink(missing_ok=True)
-    started.write_text(json.dumps({"settings": settings}) + "\n")
 
-    jobs = [(s, todo[i : i + CHUNK]) for s, todo in missing.items() for i in range(0, len(todo), CHUNK)]
-    context = multiprocessing.get_context("spawn")  # forking a process that has used torch threads can hang
-    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
-    with bar as progress, ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        task = progress.add_task("sprite world", total=sum(num_clips.values()))
-        progress.advance(task, sum(num_clips.values()) - sum(map(len, missing.values())))
-        tables = [path for path in _tables(dst, settings) if not path.exists()]  # they appear only when complete
-        try:
-            for job in as_completed([pool.submit(_write_clips, dst, world, split, todo) for split, todo in jobs]):
-                progress.advance(task, job.result())
-            for job in as_completed([pool.submit(_write_table, p, world, num_clips[p.parent.name]) for p in tables]):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # or all that is left would be written before the error is seen
-            raise
-    for partial in dst.glob("*/videos/*.part"):
-        partial.unlink()
-    finished.write_text(
-        json.dumps({"settings": settings, "families": world.families, "splits": list(num_clips)}) + "\n"
+
+def _is_finished(dst: Path, settings: Mapping[str, Any]) -> bool:
+    return (
+        (dst / "world.json").exists()
+        and not any(_missing_clips(dst, settings["num_clips"]).values())
+        and all(path.exists() for path in _tables(dst, settings))
     )
-    started.unlink()
-    return dst
 
 
 def files_of(split: str) -> list[str]:

@@ -6,12 +6,9 @@ was. `hicom.train` trains everything that looks at videos.
 
 from __future__ import annotations
 
-import json
 import math
-import multiprocessing
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +16,6 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -28,8 +24,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hicom.files import clear_parts, give_permissions, naming, write_json, writing
 from hicom.locks import owned
 from hicom.optim import find_muon, make_optimizer, parameter_groups
+from hicom.processes import SPAWN, follow, uninterrupted
 
 HISTORY_EVERY = 50
 
@@ -58,11 +56,13 @@ def beside(train: Callable[..., object], *arguments: object) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     threads = max(1, before // 2)
-    context = multiprocessing.get_context("spawn")  # forking a process that has used torch threads can hang
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train_alone, args=(sender, threads, train, arguments), daemon=True)
-    process.start()
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    followed, leash = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_train_alone, args=(followed, sender, threads, train, arguments), daemon=True)
+    with uninterrupted():
+        process.start()
     sender.close()
+    followed.close()
     torch.set_num_threads(threads)
     try:
         yield
@@ -76,20 +76,16 @@ def beside(train: Callable[..., object], *arguments: object) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         process.terminate()
+        leash.close()
         process.join()
 
 
-def _end_after(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _train_alone(sender: Connection, threads: int, train: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def _train_alone(
+    followed: Connection, sender: Connection, threads: int, train: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
     """Train in this process, which ends with the one that started it; send the error, or None."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # Also after `kill -9` of the parent: what it would start anew must not be held by this one.
-    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+    # Also after `kill -9` of that one: what it would start anew must not be held by this one.
+    follow(followed)
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
     error = None
@@ -162,12 +158,14 @@ def train_steps(
         save_every_s: seconds between checkpoints.
 
     Raises:
-        ValueError: `out` holds a run of another configuration, or another process trains in it; or torch has no Muon.
+        ValueError: `out` holds a run of another configuration, or another process trains in it; torch has no Muon; or
+            loss or weights are no longer finite, which are not written.
     """
     if use_muon:
         find_muon()
     out.mkdir(parents=True, exist_ok=True)
     with owned(out):
+        clear_parts(out)
         device = next(module.parameters()).device
         groups = parameter_groups(module, module.parameters(), config.lr, config.weight_decay, use_muon=use_muon)
         optimizer, settings = make_optimizer(groups), asdict(config)
@@ -190,6 +188,9 @@ def train_steps(
                     rising, falling = min(1.0, (step + 1) / config.warmup), 0.5 * (1 + math.cos(math.pi * step / steps))
                     group["lr"] = config.lr * rising * falling
                 loss = loss_of_step(step)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise ValueError(f"step {step + 1} in {out}: the loss is {value}; train in another folder, slower")
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -197,26 +198,22 @@ def train_steps(
                 step += 1
                 now = time.monotonic()
                 if step % HISTORY_EVERY == 0:
-                    history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(spent + now - begin)})
-                    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-                progress.update(task, completed=step, loss=f"loss {loss.item():.3f}")
+                    history.append({"step": step, "loss": round(value, 4), "seconds": round(spent + now - begin)})
+                    write_json(out / "history.json", history)
+                progress.update(task, completed=step, loss=f"loss {value:.3f}")
                 if now - saved > save_every_s or step in (stop_after, steps):
+                    if not all(bool(p.isfinite().all()) for p in module.parameters()):
+                        raise ValueError(
+                            f"step {step} in {out}: weights are not finite; train in another folder, slower"
+                        )
                     # Weights first, the state that resumes last: a kill in between costs the time since the last one.
-                    model.save_pretrained(out)
-                    tokenizer.save_pretrained(out)
-                    partial = out / "resume.pt.part"
-                    torch.save(
-                        {
-                            "config": settings,
-                            "step": step,
-                            "spent": spent + now - begin,
-                            "history": history,
-                            "module": module.state_dict(),
-                            "optimizer": optimizer.state_dict(),
-                        },
-                        partial,
-                    )
-                    partial.replace(out / "resume.pt")
+                    with naming(out):
+                        model.save_pretrained(out)
+                        tokenizer.save_pretrained(out)
+                        give_permissions(out)
+                    state = {"config": settings, "step": step, "spent": spent + now - begin, "history": history}
+                    with writing(out / "resume.pt") as part:
+                        torch.save(state | {"module": module.state_dict(), "optimizer": optimizer.state_dict()}, part)
                     saved = now
         if step < steps:
             return
@@ -229,4 +226,4 @@ def train_steps(
             "parameters": sum(p.numel() for p in module.parameters()),
             "metrics": measure(),
         }
-        (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+        write_json(out / "run.json", run)

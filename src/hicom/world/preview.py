@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hicom.files import check_target, writing
 from hicom.video import write_video
 from hicom.world.dataset import World, ask, sprites_of, truth
 from hicom.world.questions import Question
@@ -33,12 +34,11 @@ def check_output(path: Path) -> Path:
     """Return `path`.
 
     Raises:
-        ValueError: its suffix is neither png nor mp4, or its folder does not exist.
+        ValueError: its suffix is neither png nor mp4, or it cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} cannot be written: the suffix {path.suffix!r} is none of {' and '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_target(path)
     return path
 
 
@@ -70,9 +70,8 @@ def save_preview(path: Path, world: World, split: str = "test", index: int = 0, 
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
-    partial = path.with_suffix(".part")
-    sheet.save(partial, "PNG")
-    partial.replace(path)
+    with writing(path) as part:
+        sheet.save(part, "PNG")
 
 
 def boxed_frames(world: World, split: str, index: int, config: WorldConfig) -> Iterator[Pixels]:

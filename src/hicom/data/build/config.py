@@ -160,7 +160,7 @@ def read_config(path: Path) -> BuildConfig:
         content = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: needs entries such as `videos: [folder]` and `out: folder`")

@@ -15,6 +15,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from ... import __version__
+from ...files import write_text, writing
 from ...provenance import git_commit, short_commit
 from ...tables import markdown
 from ...video import read_frames
@@ -49,13 +50,13 @@ def export(state: State, config: BuildConfig, on_ray: bool = False) -> None:
         {"id": clip, "video": f"clips/{clip}.mp4", "conversations": conversation}
         for clip, conversation in turns.items()
     ]
-    _write(out / "data.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(out / "data.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     mixture = {"datasets": [{"path": "data.jsonl", "sampling": "all"}]}
-    _write(out / "mixture.yaml", yaml.safe_dump(mixture, sort_keys=False))
+    write_text(out / "mixture.yaml", yaml.safe_dump(mixture, sort_keys=False))
     lengths = {clip: clips[clip][2] - clips[clip][1] for clip in turns}
     if records:
         draw(out, lengths, turns)
-    _write(out / "README.md", card(state, config, lengths, turns))
+    write_text(out / "README.md", card(state, config, lengths, turns))
 
 
 def write_clips(state: State, config: BuildConfig, clips: Mapping[str, Sequence[Any]], on_ray: bool) -> None:
@@ -101,7 +102,8 @@ def draw(out: Path, lengths: Mapping[str, float], turns: Mapping[str, Sequence[M
         axes.axvline(float(np.median(some)), color="#cc6677", label=f"median {np.median(some):.3g}")
         axes.set_xlabel(name)
         axes.legend(frameon=False)
-    figure.savefig(out / "lengths.png", dpi=120)
+    with writing(out / "lengths.png") as part:
+        figure.savefig(part, dpi=120, format="png")
     number_rows, number_columns = SHEET
     shown = list(turns)[:: max(1, len(turns) // (number_rows * number_columns))][: number_rows * number_columns]
     figure = Figure((3.2 * number_columns, 2.5 * -(-len(shown) // number_columns)), layout="constrained")
@@ -112,7 +114,8 @@ def draw(out: Path, lengths: Mapping[str, float], turns: Mapping[str, Sequence[M
         axes.imshow(read_frames(out / "clips" / f"{clip}.mp4", num_frames=1, size=320).frames[0])
         text = turns[clip][0]["value"].removeprefix("<video>\n")
         axes.set_title(text if len(text) < 48 else f"{text[:45]}...", fontsize=8)
-    figure.savefig(out / "clips.png", dpi=100)
+    with writing(out / "clips.png") as part:
+        figure.savefig(part, dpi=100, format="png")
 
 
 def card(
@@ -173,9 +176,3 @@ def card(
 
 def _plain(text: str) -> str:
     return text.replace("<video>\n", "").replace("\n", " ")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, "utf-8")
-    part.replace(path)

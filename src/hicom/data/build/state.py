@@ -6,9 +6,11 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
+
+from ...files import naming
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS videos (
@@ -44,16 +46,22 @@ class State:
 
     Raises:
         ValueError: the file is no such state.
+        OSError: it cannot be written, then or later; it is named.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        with naming(path):
+            self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
         try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            self._connection.executescript(TABLES)
+            with naming(path):
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                self._connection.executescript(TABLES)
+        except OSError:
+            self._connection.close()
+            raise
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise ValueError(f"{path}: not the state of a build ({error}); choose another `out`") from None
@@ -67,13 +75,15 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make all changes of a block one."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        with naming(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite may have done so by itself
+                    self._connection.execute("ROLLBACK")
+                raise
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> None:
         """Execute a statement."""

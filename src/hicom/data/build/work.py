@@ -13,6 +13,7 @@ from typing import Any
 import av.logging
 import torch
 
+from ...files import UNWRITABLE
 from ...video import FramesChanged, VideoError, open_frames, probe, read_frames, write_video
 from ..check import run_apart
 
@@ -105,13 +106,19 @@ WORK: dict[str, Callable[..., Row]] = {
 
 
 def done(name: str, row: Row, options: Mapping[str, Any]) -> Row:
-    """Return the row's `id` with what the function `name` makes of it, or with `error` where it cannot be read."""
+    """Return the row's `id` with what the function `name` makes of it, or with `error` where it cannot be read.
+
+    Raises:
+        OSError: what is made of it cannot be written, which no other video would be better for.
+    """
     torch.set_num_threads(1)  # several of these run side by side
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return {"id": row["id"], **WORK[name](row, **options)}
     except (VideoError, OSError) as error:
+        if isinstance(error, OSError) and "out" in row and error.errno in UNWRITABLE and error.filename == row["out"]:
+            raise
         return {"id": row["id"], "error": " ".join(str(error).split())}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ...files import parse_json
 from ..records import iterate_array, iterate_lines
 
 Kind = Literal["video", "image"]
@@ -130,7 +131,7 @@ def parsed(row: Any) -> Any:
     if not isinstance(row, str):
         return row
     try:
-        return json.loads(row)
+        return parse_json(row)
     except json.JSONDecodeError as error:
         raise LeftOut("a line is not JSON", row) from error
 

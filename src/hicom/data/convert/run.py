@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...files import write_json, writing
 from ..records import parse_record
 from .clean import clean
 from .layout import REPORT, Draft, Layout, LeftOut, Media, parsed
@@ -128,9 +128,8 @@ def convert(
         raise ValueError(f"there is no folder {root} with videos and images; name it with --media")
     report = Report(layout.name, str(src), str(dst), str(root), check_media, not_read=others)
     dst.parent.mkdir(parents=True, exist_ok=True)
-    part = dst.with_name(f"{dst.name}.{os.getpid()}.part")
     digests = array("q")
-    try:
+    with writing(dst) as part:
         with part.open("wb") as out:
             for line in convert_rows(reader, files, root, report, limit):
                 out.write(line)
@@ -138,11 +137,7 @@ def convert(
         if not report.written:
             raise ValueError(nothing_left(report))
         report.repeated = len(digests) - len(np.unique(np.asarray(digests)))
-        part.replace(dst)
-    finally:
-        part.unlink(missing_ok=True)
-    part.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(report.path)
+    write_json(report.path, asdict(report))
     return report
 
 

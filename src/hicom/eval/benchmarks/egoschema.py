@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import write_text, writing
 from ..samples import BenchmarkError, Found, Record, Sample, Task, VideoFolder, convert_records, lettered
 
 FOLDER = "EgoSchema"
@@ -69,10 +70,10 @@ def prompt(sample: Sample, _: Sequence[str]) -> str:
 def write_submission(folder: Path, chosen: Mapping[str, int | None]) -> Path:
     """Write what the server (`submission.json`) and Kaggle (`submission.csv`) take; return the former."""
     answers = {name: -1 if option is None else option for name, option in chosen.items()}
-    with (folder / "submission.csv").open("w", newline="", encoding="utf-8") as file:
+    with writing(folder / "submission.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("q_uid", "answer"), *answers.items()])
     path = folder / "submission.json"
-    path.write_text(json.dumps(answers) + "\n", "utf-8")
+    write_text(path, json.dumps(answers) + "\n")
     return path
 
 
