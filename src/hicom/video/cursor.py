@@ -37,7 +37,7 @@ _WAYS = {
     "ogg": _BY_DTS,
     "nut": _BY_DTS,
 }
-_EARLIER = (0, 16, 64, 256)  # packets by which a seek begins earlier where the one before landed too late
+_EARLIER = (0, 2, 16, 64, 256)  # packets by which a seek begins earlier where the one before landed too late
 _NUM_UNKNOWN = 64  # packets after a seek that may be in pieces, before one that is known
 
 
@@ -124,7 +124,7 @@ class Cursor:
         landed = None
         if first - self._next >= self._seek_packets and self._table.can_seek:
             landed = self._seek(first)
-            if landed is None:
+            if landed is None and self._is_sought:
                 self._restart()
         if landed is not None and self._next > first:
             yield first, landed
@@ -141,7 +141,10 @@ class Cursor:
         way = _WAYS.get(self.container.format.name.split(",")[0])
         for earlier in _EARLIER if way is not None else ():
             self._is_sought = True
-            if not self._jump(self._table.packets[max(0, first - earlier)], way):
+            target = max(0, first - earlier)
+            while way == _BY_BYTES and target > 0 and self._table.packets[target].pos is None:
+                target -= 1  # MPEG says where a group of packets begins, not where the others in it do
+            if not self._jump(self._table.packets[target], way):
                 break
             self._packets = self._demux(self.container, self.stream)
             for _, packet in zip(range(_NUM_UNKNOWN), self._packets, strict=False):
