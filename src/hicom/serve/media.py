@@ -187,9 +187,11 @@ def _check_picture(source: bytes | Path, account: Account) -> int:
         # Pages, and further pictures of a camera, are no frames.
         with reading("it"):
             num_frames = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+        if num_frames > 1 and picture.format == "PNG":
+            return 0
         _check_count(num_frames, account.limits)
         account.decode(picture.width * picture.height * num_frames)
-        return 0 if num_frames > 1 and picture.format == "PNG" else num_frames
+        return num_frames
 
 
 @contextmanager
