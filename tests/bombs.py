@@ -1,5 +1,6 @@
 """Files of strangers: small ones that have a great deal, the memory that they take, and texts that name other files."""
 
+import struct
 import zlib
 from pathlib import Path
 
@@ -29,3 +30,12 @@ def peak_mb() -> float:
     """Return the most memory that this process has had so far."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def table(video: bytes, samples: int) -> bytes:
+    """Return an mp4 of one track that says that it has so many samples, of a byte each."""
+    data = bytearray(video)
+    struct.pack_into(">II", data, data.index(b"stsz") + 8, 1, samples)
+    struct.pack_into(">I", data, data.index(b"stts") + 12, samples)
+    struct.pack_into(">I", data, data.index(b"stsc") + 16, samples)
+    return bytes(data)

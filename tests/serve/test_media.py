@@ -17,8 +17,10 @@ from PIL import Image
 
 import hicom.fetch
 import media as files
+from bombs import table
 from hicom.fetch import is_public
 from hicom.serve import media
+from hicom.serve.boxes import has_sound_tables
 from hicom.serve.media import Account, MediaError, MediaLimits, fetch, load_media
 
 OPEN = MediaLimits(allow_private=True)
@@ -463,3 +465,43 @@ def test_no_other_program_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     for kind in ("video/jpeg", "video/mp4", "image/png"):
         refused(data_url(eps, kind))
+
+
+def test_tables_that_stand_for_more_than_is_there(
+    video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,080 bytes took 1.4 GB for 20 million samples."""
+    monkeypatch.setattr(media, "open_input", lambda _: pytest.fail("FFmpeg opened it"))
+    (tmp_path / "a.mp4").write_bytes(table(video, 20_000_000))
+    for source in (table(video, 20_000_000), table(video, 2**32 - 1), tmp_path / "a.mp4"):
+        with pytest.raises(MediaError, match="stands for more") as error:
+            media.check_media(source, OPEN)
+        assert error.value.code == "media_too_large"
+
+
+def test_tables_of_fragments_and_nests(video: bytes, tmp_path: Path) -> None:
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    data = files.write_video(tmp_path / "f.mp4", 16, muxer_options=options, audio=True).read_bytes()
+    media.check_media(data, OPEN)
+    assert has_sound_tables(io.BytesIO(data), 100)
+    start = data.index(b"trun") + 8
+    bomb = data[:start] + (2**31).to_bytes(4, "big") + data[start + 4 :]
+    assert not has_sound_tables(io.BytesIO(bomb), 10**6)
+    nest = b"".join((8 * (5000 - depth)).to_bytes(4, "big") + b"moov" for depth in range(5000))
+    assert has_sound_tables(io.BytesIO(nest), 1)
+    for junk in (b"", bytes(100), b"\xff" * 100, b"\0\0\0\1mdat" + b"\xff" * 8, b"\0\0\0\x08moov"):
+        assert has_sound_tables(io.BytesIO(junk), 1)
+
+
+def test_uncompressed_sound_has_as_many_samples_as_it_likes(tmp_path: Path) -> None:
+    import av
+    import numpy as np
+
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with (tmp_path / "a.mov").open("rb") as file:
+        assert has_sound_tables(file, 10)

@@ -25,9 +25,11 @@ from ..fetch import FetchError, FetchLimits, fetch_pieces
 from ..pyav import open_input
 from ..video import VideoError, probe
 from ..video.pictures import FORMATS, open_picture, reading
+from .boxes import has_sound_tables
 
 MOVING = ("AVIF", "PNG", "WEBP")  # formats of pictures that may be videos
 ANIMATIONS = ("apng", "gif")  # its containers that are decoded from their start to any frame
+TABLE = 8  # entries of a table for each frame that a file may hold: there is sound, too
 BASE64_PIECE = 2**20  # characters; four of them are three bytes
 
 
@@ -187,9 +189,11 @@ def _check_picture(source: bytes | Path, account: Account) -> int:
         # Pages, and further pictures of a camera, are no frames.
         with reading("it"):
             num_frames = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+        if num_frames > 1 and picture.format == "PNG":
+            return 0
         _check_count(num_frames, account.limits)
         account.decode(picture.width * picture.height * num_frames)
-        return 0 if num_frames > 1 and picture.format == "PNG" else num_frames
+        return num_frames
 
 
 @contextmanager
@@ -209,6 +213,9 @@ def _check_video(source: bytes | Path, account: Account) -> int:
     limits = account.limits
     data = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            if not has_sound_tables(file, TABLE * limits.max_frames):
+                raise MediaError("the file's header stands for more than is taken", "media_too_large")
         # Sizes that headers tell come first: opening a decoder for a hostile size is what is to be avoided.
         with open_input(data) as container:
             for stream in container.streams.video:
