@@ -401,8 +401,10 @@ def test_a_stopped_export_is_repeated(tmp_path: Path, number: signal.Signals) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("devices", [[], ["--devices", "cpu", "cpu"]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("devices", "number"),
+    [([], signal.SIGTERM), ([], signal.SIGINT), ([], signal.SIGKILL), (["--devices", "cpu", "cpu"], signal.SIGTERM)],
+)
 def test_a_stopped_evaluation_goes_on(
     inputs: Inputs, tmp_path: Path, number: signal.Signals, devices: list[str]
 ) -> None:
