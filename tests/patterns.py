@@ -53,6 +53,8 @@ def all_patterns(names: dict[str, Any]) -> Iterator[Found]:
             is_re = isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name) and call.value.id == "re"
             if not (is_re and call.attr in FUNCTIONS):
                 continue
+            if call.attr == "compile" and space and _is_constant(tree, node):
+                continue  # found above
             source = ast.unparse(node.args[0])
             if source == "pattern":  # of a constant, found above, or built in the line before
                 continue
@@ -66,6 +68,16 @@ def all_patterns(names: dict[str, Any]) -> Iterator[Found]:
             flags |= re.IGNORECASE if "IGNORECASE" in ast.unparse(node) else re.NOFLAG
             if isinstance(pattern, str):
                 yield Found(f"{where}:{node.lineno}", re.compile(pattern, flags), call.attr in ANCHORED)
+
+
+def _is_constant(tree: ast.Module, node: ast.Call) -> bool:
+    """Return whether a call is outside of all functions and classes."""
+    lines = (
+        range(each.lineno, each.end_lineno + 1)
+        for each in tree.body
+        if isinstance(each, ast.FunctionDef | ast.ClassDef)
+    )
+    return not any(node.lineno in each for each in lines)
 
 
 def _namespace(path: Path, tree: ast.Module) -> dict[str, Any]:
@@ -97,7 +109,12 @@ def attacks(pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
     tree = _parser.parse(pattern.pattern, pattern.flags)
     starts = dict.fromkeys(["", "x", *_prefixes(list(tree), "")])
     pieces = dict.fromkeys([" ", "\n", "\n ", "x", "x ", *_pieces(list(tree))])
-    return [*starts], [each for each in pieces if each]
+    return _spread([*starts], 8), _spread([each for each in pieces if each], 14)
+
+
+def _spread(texts: list[str], number: int) -> list[str]:
+    """Return some of many texts, evenly."""
+    return texts[:: max(1, -(-len(texts) // number))]
 
 
 def _parts(item: Any) -> list[list[Any]]:

@@ -326,7 +326,22 @@ def test_options_of_loading_that_a_released_checkpoint_says_itself_are_refused()
         VideoChat.from_pretrained(folder, config=None, subfolder="x", device_map="cpu")
 
 
-@pytest.mark.parametrize("question", ["", "   ", "\n"])
+@pytest.mark.parametrize("question", ["What <video>?", "What?\n<video>", "<video> What <image>?"])
+def test_placeholders_in_a_question_are_named(chat: VideoChat, video: EncodedVideo, question: str) -> None:
+    with pytest.raises(ValueError, match="stands for a video or picture wherever it is written"):
+        chat.ask(video, question)
+    turns = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "he"}]
+    with pytest.raises(ValueError, match="stands for a video or picture wherever it is written"):
+        chat.reply([*turns, {"role": "user", "content": question}], [video])
+
+
+def test_a_placeholder_in_front_as_datasets_write_it_is_no_fault(chat: VideoChat, video: EncodedVideo) -> None:
+    expected = chat.ask(video, QUESTIONS[0], max_new_tokens=6)
+    found = chat.ask(video, f"<video>\n{QUESTIONS[0]}", max_new_tokens=6)
+    assert (found, found.num_prompt_tokens) == (expected, expected.num_prompt_tokens)
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n", "<video>", "<video>\n"])
 def test_empty_question(chat: VideoChat, video: EncodedVideo, question: str) -> None:
     with pytest.raises(ValueError, match="question is empty"):
         chat.ask(video, question)
