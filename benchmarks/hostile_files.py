@@ -361,7 +361,7 @@ def timing() -> list[Case]:
         made("F2-2000-fps.mp4", fast, num_frames=12),
         made("F7-copied-to.avi", copied(CONTAINERS["h264.ts"](), "avi"), is_silent=True, num_frames=NUM_FRAMES),
         made("F7-long-last-frame.mkv", longest, is_silent=True, num_frames=7),
-        made("F9-first-picture-lost.mp4", zeroed_first_picture(short), options={"fps": 1}),
+        Case("F9-first-picture-lost.mp4", zeroed_first_picture(short), "made", options={"fps": 1}),
         made("F12-times.flv", encoded(frames(), "flv", "libx264", options=X264), duration_s=NUM_FRAMES / FPS),
         Case("C1-timescale.mp4", patched(normal, b"mdhd", 16, 0x7FFFFFFF), "made"),
         Case("C1-timescale-0.mp4", patched(normal, b"mdhd", 16, 0), "made"),
