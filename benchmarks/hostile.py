@@ -86,6 +86,8 @@ def check(case: Case, path: Path) -> str:
     expected = case.duration_s
     if expected is not None and not math.isclose(found.info.duration_s, expected, rel_tol=0.05, abs_tol=0.06):
         return f"it lasts {found.info.duration_s:.3f} s, not {expected:g} s"
+    if case.last_s is not None and not math.isclose(found.timestamps_s[-1], case.last_s, abs_tol=0.06):
+        return f"its last frame is at {found.timestamps_s[-1]:.3f} s, not {case.last_s:g} s"
     for time_s, frame in zip(times, found.frames, strict=False):
         mean = frame.reshape(-1, 3).mean(0)
         if np.abs(mean - case.colours[time_s]).max() > hostile_files.TOLERANCE:

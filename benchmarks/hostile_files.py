@@ -39,6 +39,7 @@ class Case:
         is_silent: no warning may come.
         num_frames: that all are read; None: any number.
         duration_s: that it is found to last; None: any.
+        last_s: time of its last frame, with `num_frames`; None: any.
         colours: time in seconds -> RGB that the frame on screen then has, on the mean, within `TOLERANCE`.
         options: further arguments of reading.
     """
@@ -51,6 +52,7 @@ class Case:
     is_silent: bool = False
     num_frames: int | None = None
     duration_s: float | None = None
+    last_s: float | None = None
     colours: dict[float, tuple[int, int, int]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -325,14 +327,10 @@ def sound() -> bytes:
 
 
 def equal_times_mp4() -> bytes:
-    """Return an mp4 at one frame a second of which one has the time of the one before."""
-    data = encoded(frames(61), "mp4", "libx264", ticks=[0, *range(2, 62)], ticks_per_s=1, options=X264 | {"bf": "0"})
-    place = data.index(b"stts") + 8  # entries of (number of frames, ticks of each)
-    entries = [
-        struct.unpack_from(">II", data, place + 4 + 8 * n) for n in range(struct.unpack_from(">I", data, place)[0])
-    ]
-    number = next(n for n, (count, ticks) in enumerate(entries) if count == 1 and ticks == 2 * entries[-1][1])
-    return data[: place + 8 + 8 * number] + bytes(4) + data[place + 12 + 8 * number :]
+    """Return an mp4 of seven frames over a minute, of which the second has the time of the first."""
+    ticks = [0, 2, 3, 10, 11, 30, 60]
+    data = encoded(frames(7), "mp4", "libx264", ticks=ticks, ticks_per_s=1, options=X264 | {"bf": "0"})
+    return patched(data, b"stts", 16, 0)  # the first entry's ticks, behind version, number and count
 
 
 def timing() -> list[Case]:
@@ -352,17 +350,18 @@ def timing() -> list[Case]:
         options=X264 | {"bf": "0"},
         muxer={"video_track_timescale": "16000"},
     )
+    short = encoded(frames(24), "mp4", "libx264", ticks_per_s=30, options=X264 | {"bf": "0"})
     normal = encoded(frames(), "mp4", "libx264", options=X264 | {"bf": "0"})
     longest = encoded(
         pictures, "matroska", "libx264", ticks=[0, 50, 100, 150, 200, 250, 5000], ticks_per_s=1000, **plain264
     )
     return [
         made("F1-equal-times.mkv", copied(once, "matroska", {3: ticks[3]}), duration_s=60.0),
-        made("F1-equal-times.mp4", equal_times_mp4(), duration_s=60.0),
+        made("F1-equal-times.mp4", equal_times_mp4(), num_frames=7, last_s=58.0),
         made("F2-2000-fps.mp4", fast, num_frames=12),
         made("F7-copied-to.avi", copied(CONTAINERS["h264.ts"](), "avi"), is_silent=True, num_frames=NUM_FRAMES),
         made("F7-long-last-frame.mkv", longest, is_silent=True, num_frames=7),
-        made("F9-first-picture-lost.mp4", zeroed_first_picture(normal), options={"fps": 1}),
+        Case("F9-first-picture-lost.mp4", zeroed_first_picture(short), "made", options={"fps": 1}),
         made("F12-times.flv", encoded(frames(), "flv", "libx264", options=X264), duration_s=NUM_FRAMES / FPS),
         Case("C1-timescale.mp4", patched(normal, b"mdhd", 16, 0x7FFFFFFF), "made"),
         Case("C1-timescale-0.mp4", patched(normal, b"mdhd", 16, 0), "made"),
@@ -378,8 +377,8 @@ def pictures() -> list[Case]:
     text = encoded(frames(), "matroska", "libx264", options=X264, metadata={"DURATION_TEXT": "0.4 s"})
     white = (255, 255, 255)
     return [
-        made("F3-palette.avi", palette_avi(), colours={0.0: (255, 0, 0), 0.6: (255, 0, 0)}),
-        made("F4-two-headers.flv", two_headers(), colours={0.2: (200, 30, 30), 1.2: (30, 30, 200), 1.7: (30, 30, 200)}),
+        made("F3-palette.avi", palette_avi(), colours={0.6: (255, 0, 0)}),
+        made("F4-two-headers.flv", two_headers(), colours={1.7: (30, 30, 200)}),
         made("F8-duration-tag.mkv", tag),
         made("F8-duration-text.mkv", text),
         Case("F10-matrix.mp4", red, "made"),

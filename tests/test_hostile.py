@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -40,20 +40,25 @@ def chat() -> VideoChat:
     return VideoChat(model, tiny.processor(model.config, num_frames=4))
 
 
-def faults(hostile: ModuleType, outcomes: list[Any]) -> list[str]:
-    return [f"{each.name}: {each.result}: {each.text}" for each in outcomes if each.result in hostile.BAD]
-
-
-def test_damaged_files_are_answered_or_refused_clearly(hostile: ModuleType, files: ModuleType, chat: VideoChat) -> None:
+def test_damaged_files_are_answered_or_refused_clearly(
+    hostile: ModuleType, files: ModuleType, chat: VideoChat, tmp_path: Path
+) -> None:
     originals = files.containers(QUICK)
-    cases = [*originals, *files.mutants(originals, 16, SEED)]
-    outcomes = list(hostile.attack_files(chat, cases, hostile.LIMITS, verbs=["ask"]))
-    outcomes += hostile.attack_files(chat, cases[-2:], hostile.LIMITS, verbs=["info"])
-    assert faults(hostile, outcomes) == []
-    results = [each.result for each in outcomes]
-    assert results.count("answered") > len(QUICK)
-    assert results.count("clear error") > 0
-    assert results.count("answered with a warning") > 0
+    cases = [*originals, *files.mutants(originals, 32, SEED)]
+
+    def ask_all() -> tuple[str, str]:
+        """In one process, which is quicker: a crash is seen, but not which file made it."""
+        found = {}
+        for number, case in enumerate(cases):
+            found[case.name] = hostile.ask_about(chat, files.write(case, tmp_path / f"{number}"), case)
+        return "answered", json.dumps(found)
+
+    outcome = hostile.in_child(ask_all, "files", "all", hostile.Limits(seconds=60))
+    assert outcome.result == "answered", outcome.text
+    found = json.loads(outcome.text)
+    assert {name: each for name, each in found.items() if each[0] in hostile.BAD} == {}
+    assert len(found) == len(cases)
+    assert {result for result, _ in found.values()} == set(hostile.GOOD)
 
 
 def test_the_corpus_is_the_same_from_the_same_seed(hostile: ModuleType, files: ModuleType) -> None:
