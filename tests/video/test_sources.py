@@ -188,7 +188,7 @@ def test_pipes_are_kept(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         process.stdout.read()
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdin", "-#t=0.5,"])
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "-#t=0.5"])
 def test_standard_input(clip: Path, name: str) -> None:
     code = "import sys; from hicom.video import read_frames; print(read_frames(sys.argv[1]).frames.shape[0])"
     command = f"cat {clip} | {sys.executable} -c '{code}' {name}"
