@@ -182,7 +182,7 @@ class _Mapped(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    def seek(self, offset: int, whence: Any = os.SEEK_SET) -> int:
         self._mapped.seek(offset, whence)
         return self._mapped.tell()
 
