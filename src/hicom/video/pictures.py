@@ -90,6 +90,14 @@ def heif_kind(file: IO[bytes]) -> tuple[str, bool]:
     return "avif" if brands & _AVIF else "heic", bool(brands & _SEQUENCES)
 
 
+def has_hidden_alpha(file: IO[bytes]) -> bool:
+    """Return whether an AVIF or HEIC has transparency, which it stores as a picture of its own."""
+    if not heif_kind(file)[0]:
+        return False
+    head = file.read(2**16)
+    return b"systems:auxiliary:alpha" in head or b"hevc:2015:auxid:1" in head
+
+
 def open_picture(file: IO[bytes], where: str, formats: Collection[str] | None = None) -> ImageFile.ImageFile | None:
     """Return an opened picture, or None where neither Pillow nor its plugin for HEIC know the format.
 

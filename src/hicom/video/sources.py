@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +24,7 @@ from PIL import Image
 
 from ..fetch import CHUNK, FetchError, FetchLimits, fetch_pieces
 from .decode import Video
-from .pictures import FORMATS, Animation, Pictures, heif_kind, open_picture
+from .pictures import FORMATS, Animation, Pictures, has_hidden_alpha, heif_kind, open_picture
 from .types import Clip, Pixels, Source, VideoError
 
 MAX_STREAM_BYTES = 2**32
@@ -98,7 +99,7 @@ def _open_source(source: Any, name: str, source_fps: float) -> Clip:
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_file(io.BytesIO(source if isinstance(source, bytes) else bytes(source)), name, source_fps)
     if isinstance(source, mmap.mmap):
-        mapped: Any = source
+        mapped: Any = _Mapped(source)
         return _open_file(mapped, name, source_fps)
     if isinstance(source, Image.Image | VideoFrame):
         return Pictures(name, "image", [source], source_fps)
@@ -160,7 +161,29 @@ def path_of_url(url: str) -> Path:
     return Path(url2pathname(parts.path))
 
 
-# Sources that come once
+# Mapped memory, and sources that come once
+
+
+class _Mapped(io.RawIOBase):
+    """Mapped memory as a file; before Python 3.13 it is not quite one."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._mapped.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: Any = os.SEEK_SET) -> int:
+        self._mapped.seek(offset, whence)
+        return self._mapped.tell()
 
 
 def _pieces(file: Any, name: str) -> Iterator[bytes]:
@@ -217,7 +240,13 @@ def _open_file(file: IO[bytes], name: str, source_fps: float, path: Path | None 
     formats = (*FORMATS, "TGA") if path is not None and path.suffix.lower() == ".tga" else FORMATS
     image = open_picture(file, f"{name}:", formats)
     if image is None or image.get_format_mimetype() == "image/apng" or _is_opaque_sequence(file, image):
-        return Video(path or file, name)
+        video = Video(path or file, name)
+        if has_hidden_alpha(file):
+            note = (
+                "its transparency is not decoded by FFmpeg: shown opaque (Pillow 11.3 for AVIF, hicom[heif] for HEIC)"
+            )
+            video.info = replace(video.info, notes=(*video.info.notes, note))
+        return video
     file.seek(0)
     image = open_picture(io.BytesIO(file.read()), f"{name}:", formats)  # of its own, as files are closed
     assert image is not None
