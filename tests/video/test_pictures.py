@@ -127,7 +127,9 @@ def test_an_avif_of_tiles_that_only_ffmpeg_reads_is_refused(tmp_path: Path, monk
     plain = io.BytesIO()
     four().save(plain, "AVIF", quality=95)
     monkeypatch.setattr(Image, "OPEN", {key: value for key, value in Image.OPEN.items() if key != "AVIF"})
-    with pytest.raises(VideoError, match="grid.avif: the picture is stored in tiles, .* Pillow 11.3 or newer reads AVIF"):
+    with pytest.raises(
+        VideoError, match="grid.avif: the picture is stored in tiles, .* Pillow 11.3 or newer reads AVIF"
+    ):
         read_frames(path)
     with pytest.raises(VideoError, match="it is AVIF, which Pillow 11.3 or newer reads"):
         read_frames([path])
