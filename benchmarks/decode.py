@@ -6,15 +6,22 @@ rivals; what is not there is left out: `pip install opencv-python-headless decor
 
 Before that every frame that hicom returns is compared with a plain PyAV decode of the whole file: the same times, the
 same pixels. Rivals may return other frames than those asked for; the column "right" says how many of theirs were.
+
+Then films of three hours (`--long-hours`), the same pictures in several containers: how long it takes to look at one,
+and to read 32 and 256 frames in pieces of 32 as `hicom ask` does, and how much memory that takes.
 """
 
 import argparse
 import hashlib
 import importlib
 import json
+import multiprocessing
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hicom.provenance import git_commit, hardware, short_commit
-from hicom.video import probe, read_frames, uniform_indices
+from hicom.video import open_frames, probe, read_frames, uniform_indices
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (8, 32, 64, 256)
@@ -190,6 +197,101 @@ def measure(path: Path, counts: list[int], num_repeats: int) -> dict[str, Any]:
     return {"video": info.describe().replace(str(path), path.name), "checked_frames": len(right), "runs": runs}
 
 
+LONG = ("mp4", "ts", "mkv", "flv", "avi")  # films of hours: with B-frames, in AVI too
+LONG_COUNTS = (32, 256)
+LONG_FPS = 25
+
+
+def write_long(folder: Path, suffix: str, num_frames: int) -> Path:
+    """Write a film of moving noise, 320x240: 20 seconds that are encoded once and repeated."""
+    # AVI holds H.264 as transport streams do, the others as MP4 does.
+    seed, path = folder / ("seed.ts" if suffix == "avi" else "seed.mp4"), folder / f"film.{suffix}"
+    if not seed.exists():
+        pattern = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        with av.open(str(seed), "w") as container:
+            options = {"g": "50", "bf": "2", "sc_threshold": "0", "preset": "veryfast", "crf": "30"}
+            stream = container.add_stream("libx264", rate=LONG_FPS, options=options)
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            for number in range(20 * LONG_FPS):
+                frame = av.VideoFrame.from_ndarray(np.roll(pattern, number, axis=1), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    with av.open(str(seed)) as source, av.open(str(path), "w") as target:
+        video = source.streams.video[0]
+        assert video.time_base is not None
+        packets = [packet for packet in source.demux(video) if packet.size]
+        copy = target.add_stream_from_template(video)
+        period = round(Fraction(len(packets), LONG_FPS) / video.time_base)
+        first = packets[0].dts or 0
+        for number in range(num_frames):
+            packet = packets[number % len(packets)]
+            again, shift = av.Packet(bytes(packet)), period * (number // len(packets)) - first
+            assert packet.pts is not None
+            assert packet.dts is not None
+            again.pts, again.dts, again.duration = packet.pts + shift, packet.dts + shift, packet.duration
+            again.time_base, again.is_keyframe, again.stream = video.time_base, packet.is_keyframe, copy
+            target.mux(again)
+    return path
+
+
+def look_and_read(path: Path, num_frames: int) -> dict[str, float]:
+    """Look at a video and read frames as `hicom ask` does, in a process of its own; memory in MB, times in s."""
+    import resource  # Windows has none
+
+    start = time.perf_counter()
+    opened = open_frames(path)
+    looked = time.perf_counter()
+    num_read = sum(len(chunk) for chunk in open_frames(opened, num_frames=num_frames, size=224).chunks(32))
+    read = time.perf_counter()
+    if num_read != num_frames:
+        raise ValueError(f"{path}: {num_read} of {num_frames} frames came")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"look_s": looked - start, "read_s": read - looked, "peak_mb": peak}
+
+
+def measure_long(hours: float, num_repeats: int) -> list[dict[str, Any]]:
+    """Time films of hours in several containers, in turn."""
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        num_frames = round(hours * 3600 * LONG_FPS)
+        files = {suffix: write_long(Path(folder), suffix, num_frames) for suffix in LONG}
+        context = multiprocessing.get_context("spawn")  # so that memory is that of one run
+        for count in LONG_COUNTS:
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in files}
+            for _ in range(num_repeats):
+                for name, path in files.items():
+                    with context.Pool(1) as pool:
+                        found[name].append(pool.apply(look_and_read, (path, count)))
+                    print(f"{hours:g} h of {name}: {count} frames: {found[name][-1]}", flush=True)
+            medians = {
+                name: {key: statistics.median(each[key] for each in results) for key in results[0]}
+                for name, results in found.items()
+            }
+            base = medians["mp4"]["look_s"] + medians["mp4"]["read_s"]
+            for name, row in medians.items():
+                total = row["look_s"] + row["read_s"]
+                runs.append({"film": name, "num_frames": count, "n": num_repeats, "times_of_mp4": total / base, **row})
+    return runs
+
+
+def long_table(hours: float, runs: list[dict[str, Any]]) -> str:
+    """Return the times on films of hours as a Markdown table."""
+    lines = [
+        f"Films of {hours:g} hours, 320x240, {LONG_FPS} fps, h264 with B-frames, the same pictures: looking "
+        "at one (`probe`), then frames in pieces of 32 as `hicom ask` reads them, in a new process each; "
+        f"median of n = {runs[0]['n']}.",
+        "",
+        "| frames | film | look | read | both, of mp4's time | peak memory |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {run['num_frames']} | {run['film']} | {run['look_s']:.2f} s | {run['read_s']:.2f} s | "
+        f"{run['times_of_mp4']:.2f} | {run['peak_mb']:.0f} MB |"
+        for run in runs
+    ]
+    return "\n".join(lines)
+
+
 def table(video: dict[str, Any]) -> str:
     """Return the times on one file as a Markdown table."""
     lines = [
@@ -218,6 +320,8 @@ def page(results: dict[str, Any]) -> str:
         ]
         text = "different frames were first compared with a plain decode of the whole file: same times, same pixels"
         parts += ["", f"{video['checked_frames']} {text}.", ""]
+    if results["long"]:
+        parts += [long_table(results["long_hours"], results["long"]), ""]
     machine = results["hardware"]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     parts.append(
@@ -230,9 +334,10 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     """Measure all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+", type=Path)
+    parser.add_argument("videos", nargs="*", type=Path)
     parser.add_argument("--num-frames", type=int, nargs="+", default=list(COUNTS))
     parser.add_argument("--num-repeats", type=int, default=3)
+    parser.add_argument("--long-hours", type=float, default=3.0, help="length of the long films; 0: none")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "decode.json")
     args = parser.parse_args()
 
@@ -241,6 +346,8 @@ def main() -> None:
         importlib.import_module(module)  # is not part of reading
     results = {
         "videos": [measure(path, args.num_frames, args.num_repeats) for path in args.videos],
+        "long_hours": args.long_hours,
+        "long": measure_long(args.long_hours, args.num_repeats) if args.long_hours else [],
         "date": time.strftime("%Y-%m-%d"),
         "commit": git_commit(),
         "hardware": hardware(),

@@ -1,5 +1,6 @@
 """The command line: answers, facts, and one clear line and exit code 2 for every wrong input."""
 
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import media
 import tiny
 from assembling import save_llm, save_pair
 from hicom import cli
+from hicom.video.decode import Video
 
 QUESTION = "what object moves left ?"
 
@@ -87,6 +89,21 @@ def test_ask_prints_the_answer_alone(hicom: Hicom, model: Path, clip: Path) -> N
     result = hicom("ask", clip, QUESTION, "--model", model, "--max-new-tokens", 4)
     assert len(result.success().splitlines()) == 1
     assert result.err == ""
+
+
+@pytest.mark.parametrize("command", ["ask", "ask --low-memory", "chat", "look"])
+def test_a_video_is_looked_through_once(
+    hicom: Hicom, model: Path, clip: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[bool] = []
+    load = Video._load
+    monkeypatch.setattr(Video, "_load", lambda video, may_index: (loaded.append(may_index), load(video, may_index)))
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION))
+    name, *flags = command.split()
+    question = [] if name == "chat" else [QUESTION]
+    output = ["-o", tmp_path / "look.png"] if name == "look" else []
+    hicom(name, clip, *question, *flags, *output, "--model", model, "--max-new-tokens", 4).success()
+    assert loaded == [True]
 
 
 def test_verbose_prints_facts_counts_and_times(hicom: Hicom, model: Path, clip: Path) -> None:
