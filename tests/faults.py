@@ -673,8 +673,8 @@ FAULTS = [
     Fault(
         "samples that failed are not tried again",
         EVAL_RUN,
-        'done = {name for name, line in read_answers(out).items() if "error" not in line}',
-        "done = set(read_answers(out))",
+        'done = {name for name, line in read_answers(file.parent).items() if "error" not in line}',
+        "done = set(read_answers(file.parent))",
         "tests/eval/test_run.py::test_broken_videos_fail_alone_and_are_tried_again",
     ),
     Fault(
@@ -714,16 +714,16 @@ FAULTS = [
     ),
     Fault(
         "media are fetched from private addresses",
-        f"{SERVE}/media.py",
-        "    return ip.is_global and not ip.is_multicast",
-        "    return True",
+        "hicom/fetch.py",
+        "not all(map(is_public, found))",
+        "not found",
         "tests/serve/test_media.py::test_private_hosts_are_not_asked",
     ),
     Fault(
         "a host's name is looked up again when connecting",
-        f"{SERVE}/media.py",
-        "        self.sock = socket.create_connection((self._address, self.port), self.timeout)",
-        "        self.sock = socket.create_connection((self.host, self.port), self.timeout)",
+        "hicom/fetch.py",
+        "socket.create_connection((address, target.port)",
+        "socket.create_connection((target.host, target.port)",
         "tests/serve/test_media.py::test_a_name_that_changes_its_address_gains_nothing",
     ),
     Fault(
@@ -757,8 +757,8 @@ FAULTS = [
     Fault(
         "bodies without a length are read whole",
         f"{SERVE}/responses.py",
-        "        content += piece\n        if len(content) > most:",
-        "        content += piece\n        if False:",
+        "                if content.tell() > most:",
+        "                if False:",
         "tests/serve/test_vllm_http.py::test_too_long_and_broken_bodies",
     ),
     Fault(
@@ -1051,7 +1051,7 @@ FAULTS = [
     Fault(
         "squares of the release stand at the corner",
         "hicom/square.py",
-        "padded.paste(image, ((side - width) // 2, (side - height) // 2))",
+        "padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))",
         "padded.paste(image, (0, 0))",
         "tests/model/test_pixels.py::test_exact_pixels_are_pillows",
     ),
@@ -1061,6 +1061,62 @@ FAULTS = [
         "tower.use_head = False",
         "tower.use_head = True",
         "tests/model/test_device_map.py::test_parts_on_disk_answer_as_in_memory",
+    ),
+    Fault(
+        "formats that name other files are opened",
+        "hicom/pyav.py",
+        '{"format_whitelist": FORMATS, ',
+        "{",
+        "tests/test_pyav.py::test_what_names_other_files_is_refused",
+    ),
+    Fault(
+        "what requests hold together has no bound",
+        f"{SERVE}/memory.py",
+        "if number > 0 and self.used + number > self.most:",
+        "if False:",
+        "tests/serve/test_admission.py::test_memory_of_all_requests_is_bounded",
+    ),
+    Fault(
+        "half surrogate pairs reach the tokenizer",
+        f"{SERVE}/responses.py",
+        "if not all(map(_is_unicode, _texts(body))):",
+        "if False:",
+        "tests/serve/test_fuzzing.py::test_no_body_makes_the_server_fail",
+    ),
+    Fault(
+        "files keep the permissions of their writer",
+        "hicom/files.py",
+        "            part.chmod(mode)",
+        "            pass",
+        "tests/test_files.py::test_a_file_has_normal_permissions",
+    ),
+    Fault(
+        "a toy's answers do not say that it is one",
+        INFERENCE,
+        "for note in (self.model.config.toy_note, *cautions)",
+        "for note in cautions",
+        "tests/test_toy.py::test_every_answer_of_the_library_brings_it_along",
+    ),
+    Fault(
+        "hidden colours show in videos with transparency",
+        "hicom/video/colour.py",
+        "            if self._is_transparent(frame):",
+        "            if False:",
+        "tests/video/test_colour.py::test_transparency_lies_on_white_in_videos",
+    ),
+    Fault(
+        "palettes and headers of packets left out do not reach the decoder",
+        "hicom/video/decode.py",
+        "self._states.bring(position, packet)",
+        "pass",
+        "tests/video/test_packets.py::test_every_frame_alone_is_that_of_a_plain_decode",
+    ),
+    Fault(
+        "an index of mp4 is believed unseen",
+        "hicom/video/index.py",
+        "    return index if same else None",
+        "    return index",
+        "tests/video/test_index.py::test_no_table_is_believed_unseen",
     ),
 ]
 
