@@ -117,6 +117,18 @@ def test_transport_streams_that_are_joined_are_sound(tmp_path: Path, num: int, b
     ]
 
 
+def test_streams_may_turn_up_on_the_way(tmp_path: Path) -> None:
+    parts = [
+        write_video(tmp_path / f"{number}.ts", 30, audio=number == 1, codec_options={"g": "10"}).read_bytes()
+        for number in range(2)
+    ]
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(parts))
+    for source in (path, path.read_bytes()):
+        clip = read_frames(source)
+        assert read_numbers(clip.frames) == [*range(30), *range(30)]
+
+
 # Cut files
 
 
