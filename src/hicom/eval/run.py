@@ -155,7 +155,8 @@ def _answer_all(
 ) -> None:
     """Append the answers of a shard that are not in its file yet."""
     index, count = shard
-    done = {name for name, line in read_answers(file.parent).items() if "error" not in line}
+    out = file.parent
+    done = {name for name, line in read_answers(out).items() if "error" not in line}
     there = [sample for sample in samples if sample.video.exists()]
     batches = list(_cut(there, options.batch_size))
     mine = batches[index * len(batches) // count : (index + 1) * len(batches) // count]
