@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from itertools import product
 
 SIZES = (250, 1_000, 4_000)
-"""Characters, of which the first size that takes long counts: quadratic work of one step for each pair takes 50 ms and
+"""Characters, of which the first size that takes long counts: quadratic work of one step for each pair takes 8 ms and
 more for the last one, cubic work for the first; linear work some hundred us."""
-QUICK_S = 0.02
+QUICK_S = 0.004
 """Work that takes less at a size is not slow there."""
 MOST = 8.0
 """Times as long for four times the length: 4 where work is linear, 16 where it is quadratic."""
