@@ -21,6 +21,7 @@ import hicom.video
 import hicom.video.choose
 import hicom.video.colour
 import hicom.video.decode
+from hicom import pyav
 from hicom.video import VideoError, VideoFrames, VideoWarning, open_frames, read_frames, uniform_indices
 from media import damage, number_frame, read_numbers, remux, video_maker, write_video
 
@@ -99,7 +100,10 @@ def test_parallel_equals_sequential(
         assert threads == {threading.get_ident()}
         with processors(4) as threads:
             clip = read_frames(videos(name), **choice)
-        assert (len(threads) > 2) == bool(choice)  # the main thread opens the file; all frames are one run of packets
+        # The main thread opens the file. All frames are one run of packets, and so is FLV where old versions of PyAV
+        # do not tell which packets bring a new header.
+        is_one_run = not choice or (name == "flash" and not pyav.TELLS_STATE)
+        assert (len(threads) > 2) == (not is_one_run)
         assert_same(clip, expected)
 
 

@@ -34,7 +34,7 @@ from .types import Pixels, VideoError
 
 _MOST_ASPECT = 4  # of the width to the height of a pixel, or the other way round; no format in use comes near it
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
-_USUAL_MATRICES = frozenset({0, 1, 2, 4, 5, 6, 7, 9})  # AVColorSpace; FFmpeg's scaler converts these
+_USUAL_MATRICES = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 9})  # AVColorSpace; FFmpeg's scaler converts these
 # Pictures whose files tell a resolution for printing, which FFmpeg takes for the shape of pixels.
 _PICTURE_CODECS = frozenset({"apng", "gif", "png"})
 
@@ -211,15 +211,11 @@ def _has_alpha(frame: VideoFrame) -> bool:
 
 
 def _check_matrix(name: str, frame: VideoFrame) -> None:
-    """Raise VideoError where FFmpeg's scaler does not know the matrix of a frame's colours."""
-    if int(frame.colorspace) in _USUAL_MATRICES:
+    """Raise VideoError where FFmpeg's scaler does not know the matrix of a frame's colours; old ones take another."""
+    if int(frame.colorspace) in _USUAL_MATRICES or frame.format.is_rgb:
         return
-    try:
-        VideoReformatter().reformat(frame, 16, 16, "rgb24")
-    except (av.error.FFmpegError, OSError) as error:
-        kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
-        text = f"its colours, {kind}, cannot be converted to RGB; convert it to BT.709 ({error.strerror})"
-        raise VideoError(f"{name}: {text}") from error
+    kind = f"{frame.format.name} with matrix {int(frame.colorspace)} of ITU-T H.273"
+    raise VideoError(f"{name}: its colours, {kind}, cannot be converted to RGB; convert it to BT.709")
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:

@@ -1,9 +1,9 @@
 """The frames of a video stream: which there are, and the groups of pictures that hold chosen ones, decoded.
 
-The packets are read once without decoding, which gives the exact presentation time of every frame whatever the
-container's header says; then only the groups of pictures that hold chosen frames are decoded, several at a time, and
-pictures that no other one refers to are skipped unless chosen. Where time stamps cannot be trusted, or chosen frames
-turn out to be damaged, everything is decoded once to learn what is there and the frames are chosen again from that.
+The packets are read once without decoding, which gives the one time line of the file, whatever its header says and
+whatever is asked; then only the groups of pictures that hold chosen frames are decoded, several at a time, and
+pictures that no other one refers to are skipped unless chosen. Where the packets do not say in which order frames are
+shown, or chosen ones turn out to be damaged, everything is decoded once to learn that; times that were right stay.
 No thread outlives the call that started it, so a process may fork between calls.
 """
 
@@ -52,8 +52,9 @@ _SEEK_PACKETS = 256  # reading past fewer packets than this is cheaper than a se
 class Video:
     """The best video stream of a file.
 
-    A frame is recognised by its presentation time stamp or, once everything was decoded because those cannot be relied
-    on, by its number among the frames that decode.
+    A frame is known by its packet: a decoder gets the position of the packet in place of its times, and gives it back
+    with the frame. Which packet is which frame, and when it is shown, `timeline` says; AVI and ASF with frames in
+    another order than that of the file say only when (`Ranks`).
     """
 
     def __init__(self, file: Path | IO[bytes], name: str) -> None:
@@ -379,6 +380,8 @@ class Video:
                     yield packet
                 elif packet.pts is not None:
                     self._num_empty += 1  # AVI repeats a frame this way
+        except IndexError:
+            pass  # PyAV at the end of a file in which streams were found on the way
         except av.error.FFmpegError:
             self._num_errors += 1  # what comes after cannot be read
 
@@ -421,7 +424,9 @@ class Video:
     ) -> Iterator[VideoFrame]:
         """Decode spans of packets; with `wanted`, skip what neither the frames of these packets nor others need."""
         opened = partial(self._opened, _num_threads(num_threads))
-        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, _SEEK_PACKETS))
+        # Where it is not told what packets change in the decoder, a seek brings it, and reading past them does not.
+        seek_packets = _SEEK_PACKETS if pyav.TELLS_STATE else 1
+        cursor = (cursors or Cursors()).take(lambda: Cursor(self._table, opened, self._demux, seek_packets))
         is_done = False
         try:
             for first, last in spans:

@@ -237,5 +237,6 @@ def _read(clip: Clip, indices: list[int], size: int | Square | None, cursors: Cu
     else:
         for index, frame in clip.frames(sorted(places), size):
             put(index, frame)
-    assert frames is not None  # at least one frame is chosen, and a clip yields what it is asked for
+    if frames is None:
+        raise VideoError(f"{clip.info.name}: none of the chosen frames can be read; choose others")
     return VideoFrames(frames, clip.times_s[indices], clip.info)
