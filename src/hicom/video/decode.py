@@ -73,8 +73,10 @@ class Video:
             self._packets: list[Packet] = []
             indexed: list[Packet] | None = None
             self._states = States()
+            is_plain = container.format.name in ("mpegts", "mpeg")  # there all headers stand in the packets themselves
             for packet in self._demux(container, stream):
-                self._states.add(len(self._packets), packet)
+                if not is_plain:
+                    self._states.add(len(self._packets), packet)
                 self._packets.append(describe_packet(packet, codec.canonical_name))
                 if frame is None:
                     frame = next(iter(self._decode(context, numbered(packet, len(self._packets) - 1))), None)
