@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hicom.processes import Workers
+from jobs import fail, nap
 
 # Two processes are at work, or asleep between two tasks. SIGTERM is a matter of the command line.
 SCRIPT = """
@@ -88,15 +89,6 @@ def test_workers_end_with_their_maker(
     while left := alive(process.pid):
         assert time.monotonic() < end, left
         time.sleep(0.02)
-
-
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
-
-
-def fail(text: str) -> None:
-    raise ValueError(text)
 
 
 def test_results_come_back() -> None:

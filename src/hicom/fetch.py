@@ -26,7 +26,7 @@ CHUNK = 2**16
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_HEADER_BYTES = 2**16  # of a response, with all that comes before its body
 _SAFE = "!$%&'()*+,/:;=?@[]~"  # in a path or query; what is escaped already stays
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f.]*:[0-9a-f:.]*")
 
 # All of IANA's special-purpose registries and multicast: nobody's usual address, whether or not it can be routed.
 _SPECIAL_IPV4 = [

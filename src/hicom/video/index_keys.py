@@ -35,7 +35,11 @@ def find_keys(read: Read, context: VideoCodecContext, places: list[tuple[int, in
     extra = context.extradata or b""
     if len(extra) < 23 - 16 * is_h264 or extra[0] != 1 or extra[4 if is_h264 else 21] & 3 != 3:
         raise Doubt  # a unit begins with its length in 4 bytes, nearly everywhere
-    kind, layer = _heads(read, np.array(places, np.int64)[:, 0])
+    firsts, sizes = np.array(places, np.int64).T
+    heads = _heads(read, firsts)
+    lengths, kind, layer = heads[:, :4].copy().view(">u4")[:, 0].astype(np.int64), heads[:, 4], heads[:, 5]
+    if ((lengths < 2) | (lengths + 4 > sizes)).any():
+        raise Doubt  # a unit ends with its packet at the latest
     if is_h264:
         is_picture, is_key = (kind & 31 == 1) | (kind & 31 == 5), kind & 31 == 5
     else:
@@ -47,8 +51,8 @@ def find_keys(read: Read, context: VideoCodecContext, places: list[tuple[int, in
     return is_key
 
 
-def _heads(read: Read, firsts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the first two bytes of the first unit of all packets, which begin at these bytes of the file."""
+def _heads(read: Read, firsts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the first `_HEAD` bytes of all packets, which begin at these bytes of the file: uint8[packets, _HEAD]."""
     result = np.zeros((len(firsts), _HEAD), np.uint8)
     order = np.argsort(firsts)
     at = 0
@@ -63,7 +67,7 @@ def _heads(read: Read, firsts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], ND
         block[: len(data)] = np.frombuffer(data, np.uint8)
         result[near] = block[(firsts[near] - first)[:, None] + np.arange(_HEAD)]
         at += len(near)
-    return result[:, 4], result[:, 5]
+    return result
 
 
 def _units(read: Read, first: int, size: int) -> Iterator[tuple[bytes, int, int]]:
