@@ -18,9 +18,9 @@ from openai.types.chat import ChatCompletionMessage
 from PIL import Image
 
 import tiny
-from hicom.model import media_inputs
+from hicom.fetch import FetchLimits
 from hicom.model.processing import HIComProcessor
-from hicom.video import VideoError, read_frames, write_video
+from hicom.video import VideoError, read_frames, sources, write_video
 
 QUESTION = {"type": "text", "text": "what moves left ?"}
 
@@ -360,15 +360,14 @@ def test_urls_are_fetched(processor: HIComProcessor, site: str, clip: Path) -> N
 def test_what_cannot_be_fetched_is_told(
     processor: HIComProcessor, site: str, monkeypatch: pytest.MonkeyPatch, clip: Path
 ) -> None:
-    monkeypatch.setattr(media_inputs, "FETCH_MAX_BYTES", 50_000)
-    monkeypatch.setattr(media_inputs, "FETCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(sources, "FETCH_LIMITS", FetchLimits(max_bytes=50_000, timeout_s=1.0, allow_private=True))
     for url, words in (
-        (f"{site}/missing", "/missing: the host answered 404 Not Found; check the URL"),
+        (f"{site}/missing", "/missing: the media's host answered with status 404; check the URL"),
         (f"{site}/endless", "more than 50,000 bytes"),
         (f"{site}/slow", "took more than 1 s"),
-        (f"{site}/short", "bytes came; try again"),
-        ("http://127.0.0.1:1/clip.mp4", "cannot be fetched"),
-        ("http://", "cannot be fetched"),
+        (f"{site}/short", "ended .* bytes early"),
+        ("http://127.0.0.1:1/clip.mp4", "could not be fetched"),
+        ("http://", "the media must|URL is malformed|must be http"),
         ("ftp://example.org/clip.mp4", "no way to read ftp://"),
         ("file://elsewhere/clip.mp4", "on another host"),
         ("data:video/mp4,abc", "must be base64"),

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import io
 import os
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -28,15 +22,10 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from ..video import VideoError, VideoFrames, VideoInfo
+from ..video.sources import fetch_url, path_of_url
 from .call_options import ALIASES, FRAME_CHOICE, PIXEL_SIZES, READING, check_pixels, nearest
 
 Kind = Literal["video", "image"]
-
-FETCH_TIMEOUT_S = 60.0
-"""For a whole fetch."""
-FETCH_MAX_BYTES = 2**30
-"""Of a fetched file."""
-_CHUNK = 2**20
 
 _TYPES: dict[str, Kind] = {
     "video": "video",
@@ -346,7 +335,7 @@ def load_source(source: Any, options: Mapping[str, Any]) -> Any:
     if options.get("do_rescale") is False and not is_numbers:
         raise ValueError("do_rescale=False is for arrays and tensors of numbers from 0 to 1; leave it out for files")
     if isinstance(source, str):
-        return _open_url(source)
+        return _open_text(source)
     if isinstance(source, list | tuple):
         frames = [_pixels(each, options) if isinstance(each, np.ndarray | Tensor) else each for each in source]
         return [_open_picture(each) if isinstance(each, str) else each for each in frames]
@@ -379,28 +368,20 @@ def _pixels(frames: np.ndarray | Tensor, options: Mapping[str, Any]) -> np.ndarr
     return np.rint(x * (255.0 / top)).astype(np.uint8)
 
 
-def _open_picture(path: str) -> Any:
+def _open_picture(text: str) -> Any:
     """Return a picture of a list of frames that is named by a path or a URL."""
-    source = _open_url(path)
+    scheme = text[:16].partition("://")[0].lower()
+    if scheme in ("http", "https"):
+        return Image.open(io.BytesIO(fetch_url(text)))
+    if scheme == "file":
+        return path_of_url(text)
+    source = _open_text(text)
     return Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
 
 
-def _open_url(text: str) -> Any:
-    """Return the bytes behind a URL, or the path that a string is."""
-    scheme, separator, _ = text[:16].partition(":")
-    scheme = scheme.lower()
-    if scheme == "data":
-        return _open_data(text)
-    if not separator or not text[len(scheme) + 1 :].startswith("//"):
-        return text
-    if scheme in ("http", "https"):
-        return fetch(text)
-    if scheme == "file":
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise VideoError(f"{text}: the file is on another host; give file:///PATH or a path")
-        return Path(urllib.request.url2pathname(parts.path))
-    raise VideoError(f"{text}: there is no way to read {scheme}:// ; give http, https, file or data, or a path")
+def _open_text(text: str) -> Any:
+    """Return the bytes of a `data:` URL; other URLs and paths are as `hicom.read_frames` takes them."""
+    return _open_data(text) if text[:5].lower() == "data:" else text
 
 
 def _open_data(url: str) -> Any:
@@ -422,34 +403,3 @@ def _decode(text: Any, where: str) -> bytes:
         return base64.b64decode("".join(str(text).split()), validate=True)
     except (binascii.Error, ValueError):
         raise VideoError(f"{where}: it is not base64") from None
-
-
-def fetch(url: str) -> bytes:
-    """Return the content behind an `http` or `https` URL.
-
-    Raises:
-        VideoError: it cannot be had within `FETCH_TIMEOUT_S`, or has more than `FETCH_MAX_BYTES`.
-    """
-    deadline = time.monotonic() + FETCH_TIMEOUT_S
-    request = urllib.request.Request(url, headers={"User-Agent": "hicom", "Accept-Encoding": "identity"})
-    content = bytearray()
-    try:
-        with urllib.request.urlopen(request, timeout=FETCH_TIMEOUT_S) as response:
-            while piece := response.read1(_CHUNK):
-                content += piece
-                if len(content) > FETCH_MAX_BYTES:
-                    raise VideoError(f"{url}: it has more than {FETCH_MAX_BYTES:,} bytes; download it, and give a path")
-                if time.monotonic() > deadline:
-                    raise VideoError(f"{url}: it took more than {FETCH_TIMEOUT_S:g} s; download it, and give a path")
-            length = response.headers.get("Content-Length") or ""
-            if length.isdecimal() and len(content) < int(length):
-                raise VideoError(f"{url}: {len(content)} of {length} bytes came; try again")
-    except urllib.error.HTTPError as error:
-        raise VideoError(f"{url}: the host answered {error.code} {error.reason}; check the URL") from error
-    except VideoError:
-        raise
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        text = f"it cannot be fetched ({reason}); check the URL, or download it and give a path"
-        raise VideoError(f"{url}: {text}") from error
-    return bytes(content)

@@ -56,7 +56,7 @@ class MediaLimits:
         max_pixels: of a frame or picture.
         max_frames: that a file may hold.
         max_listed: pictures of a video that is sent as a list of them.
-        max_total_pixels: of all frames of a request's animations and lists, which are decoded one after the other.
+        max_total_pixels: of all frames of a request's animations and lists; 512 frames of 1920x1080 are fewer.
         max_held_bytes: of all requests at the same time, their media included.
         max_redirects: that are followed.
         timeout_s: for a whole fetch.
@@ -70,7 +70,7 @@ class MediaLimits:
     max_pixels: int = 4096 * 2304
     max_frames: int = 500_000
     max_listed: int = 256
-    max_total_pixels: int = 2**35
+    max_total_pixels: int = 2**30
     max_held_bytes: int = 2**30
     max_redirects: int = 3
     timeout_s: float = 30.0

@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from ..fetch import CHUNK, FetchError, FetchLimits, fetch_pieces
+from ..fetch import CHUNK, FetchError, FetchLimits, fetch, fetch_pieces
 from .decode import Video
 from .pictures import FORMATS, Animation, Pictures, has_hidden_alpha, heif_kind, open_picture
 from .types import Clip, Pixels, Source, VideoError
@@ -142,8 +143,24 @@ def _open_text(source: str, name: str, source_fps: float) -> Clip:
 
 
 def _open_url(url: str, name: str, source_fps: float) -> Clip:
-    try:
+    with _fetching(name):
         return _open_pieces(fetch_pieces(url, FETCH_LIMITS), name, source_fps)
+
+
+def fetch_url(url: str) -> bytes:
+    """Return the content behind an `http` or `https` URL that the user names, within `FETCH_LIMITS`.
+
+    Raises:
+        VideoError: it cannot be had.
+    """
+    with _fetching(_name_of_path(url)):
+        return fetch(url, FETCH_LIMITS)
+
+
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    try:
+        yield
     except FetchError as error:
         reason = f" ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else ""
         raise VideoError(f"{name}: {error}{reason}; check the URL, or download it and give a path") from error
