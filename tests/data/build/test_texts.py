@@ -1,6 +1,7 @@
 """Replies of captioners, which pairs are good enough, and near-duplicates."""
 
 import json
+import time
 
 import pytest
 
@@ -26,6 +27,18 @@ LONG = "The brown dog lies on the red sofa and looks at the window all the time.
 )
 def test_pairs_of_a_reply(text: str) -> None:
     assert parse_pairs(text, 3) == PAIRS[:3]
+
+
+def test_answers_of_several_lines() -> None:
+    text = "Sure!\n1. Question: What is\nthere?\nAnswer:\n\nA dog.\nA. B. sees it.\n\nBye.\nQ2. And?\nA2. None.\nQ: ?"
+    assert parse_pairs(text, 9) == [Pair("What is there?", "A dog. A. B. sees it."), Pair("And?", "None.")]
+
+
+@pytest.mark.parametrize("piece", ["[", "[{", "q:\n", "a:\n", "q:x\na:y\n", "\n ", "* ", "1 ", "q 1 "])
+def test_no_reply_costs_more_than_its_length(piece: str) -> None:
+    start = time.process_time()
+    parse_pairs(piece * (20_000 // len(piece)), 3)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("text", ["", "I cannot.", "[]", "[1, 2]", '[{"instruction": "a"}]', json.dumps(ITEMS)[:40]])

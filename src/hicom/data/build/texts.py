@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 CAPTION = (
@@ -127,6 +128,10 @@ _EMPTY = frozenset(
         "during",
     ]
 )
+# Of a line that begins an instruction or its answer, perhaps numbered and in bold.
+_LABEL = re.compile(
+    r"[\W\d]*(?P<kind>instruction|question|q|answer|description|a)\s*(?:\d+\s*)?[:.]\s*(?P<rest>.*)", re.IGNORECASE
+)
 _OTHER = re.compile(r"^\W*(?:how many|how much|how often|why|what is the reason)\b", re.IGNORECASE)
 
 
@@ -139,21 +144,35 @@ class Pair(NamedTuple):
 
 def parse_pairs(text: str, number: int) -> list[Pair]:
     """Return the first `number` pairs of a reply: a JSON list, also in a code block, or lines that name both parts."""
-    for found in re.finditer(r"\[", text):
+    for found in re.finditer(r"\[(?=\s*\{)", text):
         try:
-            items, _ = json.JSONDecoder().raw_decode(text[found.start() :])
-        except ValueError:
+            items, _ = json.JSONDecoder().raw_decode(text, found.start())
+        except (ValueError, RecursionError):
             continue
         pairs = [pair for pair in map(_pair, items) if pair is not None] if isinstance(items, list) else []
         if pairs:
             return pairs[:number]
-    lines = re.findall(
-        r"(?:instruction|question|q)\s*\d*\s*[:.]\s*(.+?)\s*\n+\W*(?:answer|description|a)\s*\d*\s*[:.]\s*"
-        r"(.+?)\s*(?=\n\s*\n|\n\W*\d*\W*(?:instruction|question|q)\s*\d*\s*[:.]|$)",
-        text,
-        re.IGNORECASE | re.DOTALL,
-    )
-    return [Pair(_clean(a), _clean(b)) for a, b in lines][:number]
+    return list(islice(_labelled(text), number))
+
+
+def _labelled(text: str) -> Iterator[Pair]:
+    """Yield the pairs of lines such as `Instruction 1: ...` and `Answer 1: ...`; a blank line ends an answer."""
+    instruction: list[str] = []
+    description: list[str] | None = None  # None: it has not begun
+    for line in [*text.splitlines(), "q:"]:
+        label = _LABEL.match(line)
+        is_first = label is not None and label["kind"].lower() in ("instruction", "question", "q")
+        if is_first or (description and not line.strip()):
+            pair = Pair(_clean(" ".join(instruction)), _clean(" ".join(description or ())))
+            if pair.instruction and pair.description:
+                yield pair
+            instruction, description = [label["rest"]] if label is not None else [], None
+        elif label is not None and instruction and description is None:
+            description = [label["rest"]] if label["rest"].strip() else []
+        elif description is not None:
+            description += [line] if line.strip() else []
+        elif instruction:
+            instruction.append(line)
 
 
 def _pair(item: Any) -> Pair | None:
