@@ -196,6 +196,13 @@ def test_look_is_what_ask_answers_with_the_frames_it_saw(chat: VideoChat, tmp_pa
     assert numbers == media.read_numbers(read_frames(tmp_path / "clip.mp4", num_frames=4).frames)
 
 
+def test_a_part_of_a_video_is_looked_at(chat: VideoChat, clip: Path) -> None:
+    part = look(chat, f"{clip}#t=0.2,1", "which ?", num_frames=3, max_new_tokens=2)
+    bounds = look(chat, clip, "which ?", num_frames=3, start_s=0.2, end_s=1.0, max_new_tokens=2)
+    assert np.array_equal(part.timestamps_s, bounds.timestamps_s)
+    assert np.array_equal(part.frames, bounds.frames)
+
+
 def test_frames_are_padded_as_the_processor_does(chat: VideoChat) -> None:
     wide = frames(2, height=12, width=20)
     square = pad_to_square(wide, chat.processor.image_mean)

@@ -31,7 +31,7 @@ from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
 from .square import Square
-from .video import FrameReader, VideoFrames, open_frames, read_frames
+from .video import FrameReader, VideoFrames, open_frames, read_frames, split_bounds
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -191,9 +191,12 @@ def look_at(
         ValueError: the model's compressor has no attention.
     """
     conditional, unconditional = attend(chat, encoded, question, instruction=instruction, window=window)
-    if isinstance(video, FrameReader) and isinstance(video.source, VideoFrames):
-        video = video.source
-    if not isinstance(video, VideoFrames):
+    source = video.source if isinstance(video, FrameReader) else video
+    if isinstance(source, VideoFrames):
+        video = source
+    else:
+        whole, bounds = split_bounds(source)  # the times are those of the whole file
+        video = whole if bounds else video
         video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)
     if chat.processor.image_aspect_ratio == "square":
         squeezed = Square(size, None)
