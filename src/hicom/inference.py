@@ -329,7 +329,7 @@ class VideoChat:
         """
         questions = [question] if isinstance(question, str) else list(question)
         conversations = [[{"role": "user", "content": text}] for text in questions]
-        self._check_texts(conversations)
+        self.check_texts(conversations)
         videos = [self._encoded(video)] * len(questions)
         instructions = [instruction] * len(questions)
         answers = _flat(
@@ -373,7 +373,7 @@ class VideoChat:
         conversations = [
             _checked([*turns, {"role": "user", "content": text}]) for turns, text in zip(before, questions, strict=True)
         ]
-        self._check_texts(conversations)
+        self.check_texts(conversations)
         rows = [self._encoded(video) for video in videos]
         return _flat(self._answer(conversations, rows, given, window, None, max_new_tokens=max_new_tokens, **kwargs))
 
@@ -393,7 +393,7 @@ class VideoChat:
         Closing the iterator stops the generation.
         """
         conversation = [{"role": "user", "content": question}]
-        self._check_texts([conversation])
+        self.check_texts([conversation])
         yield from self._stream(
             conversation,
             self._encoded(video),
@@ -430,7 +430,7 @@ class VideoChat:
             ValueError: the messages do not end with a user turn, or what `ask` raises.
         """
         conversation = _checked(messages)
-        self._check_texts([conversation])
+        self.check_texts([conversation])
         self._check_single(kwargs)
         ((answer,),) = self._answer(
             [conversation],
@@ -456,7 +456,7 @@ class VideoChat:
     ) -> Generator[str, None, Answer]:
         """Yield what `reply` returns piece by piece, then return it as a whole. Arguments as in `reply`."""
         conversation = _checked(messages)
-        self._check_texts([conversation])
+        self.check_texts([conversation])
         return (
             yield from self._stream(
                 conversation,
@@ -489,7 +489,7 @@ class VideoChat:
 
     # The one generate path
 
-    def _check_texts(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> None:
+    def check_texts(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> None:
         """Refuse texts that cannot be answered whatever the videos are, before one is read.
 
         Raises:
@@ -871,7 +871,7 @@ class Conversation:
         """Answer the next question; arguments as in `VideoChat.ask`. A question that fails leaves no trace."""
         turn = {"role": "user", "content": question}
         messages = [*self.messages, turn]
-        self.chat._check_texts([messages])
+        self.chat.check_texts([messages])
         self.chat._check_single(kwargs)
         ((answer,),) = self.chat._answer(
             [messages], [self.videos], [instruction], window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs
@@ -891,7 +891,7 @@ class Conversation:
     ) -> Iterator[str]:
         """Yield the next answer piece by piece; it joins the conversation once it is complete."""
         messages = [*self.messages, {"role": "user", "content": question}]
-        self.chat._check_texts([messages])
+        self.chat.check_texts([messages])
         pieces = []
         for piece in self.chat._stream(
             messages, self.videos, instruction, window, max_visual_tokens, max_new_tokens=max_new_tokens, **kwargs

@@ -163,7 +163,7 @@ class LocalBackend:
         Raises:
             ValueError: what is wrong with the video or the question.
         """
-        self.chat._check_texts([messages])  # before the video is read
+        self.chat.check_texts([messages])  # before the video is read
         encoded = self._encoded(video, num_frames)
         notes = self.chat.notes([encoded])
         pieces = self.chat.stream_reply(

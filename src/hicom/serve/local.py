@@ -117,7 +117,7 @@ class Engine:
         """Return the whole answer; None where the client went away."""
         if closed.is_set():
             return None
-        self.chat._check_texts([request.messages])  # before the videos are read
+        self.chat.check_texts([request.messages])  # before the videos are read
         videos = self.videos(request, sources)
         if closed.is_set():
             return None
@@ -129,7 +129,7 @@ class Engine:
         """Send the pieces of the answer, and return it; None where the client went away."""
         if closed.is_set():
             return None
-        self.chat._check_texts([request.messages])
+        self.chat.check_texts([request.messages])
         pieces = self.chat.stream_reply(request.messages, self.videos(request, sources), **request.options)
         while True:
             try:
