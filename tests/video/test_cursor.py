@@ -19,6 +19,7 @@ from media import read_numbers, video_maker, write_video
 CLOSED = {"g": "12", "bf": "2", "sc_threshold": "0", "preset": "ultrafast"}
 OPEN = {"x264-params": "keyint=12:bframes=3:open-gop=1:b-adapt=0:scenecut=0", "preset": "veryfast"}
 NUM_FRAMES = 96
+needs_index = pytest.mark.skipif(not hasattr(av, "index"), reason="this PyAV hides the index")
 # Pictures large enough that each begins in a packet of the program stream of its own.
 LARGE = {"width": 640, "height": 480}
 CONTAINERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,6 +45,11 @@ CONTAINERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mxf": ("mxf", {"codec": "mpeg2video", "codec_options": {"g": "12"}}),
     "3gp": ("3gp", {"codec": "mpeg4", "codec_options": {"g": "12"}}),
 }
+
+
+def is_one_span(name: str) -> bool:
+    """Whether a file is read as a whole: new headers in it are not told."""
+    return name in ("flv", "sorenson") and not pyav.TELLS_STATE
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def test_frames_after_a_seek_are_those_of_a_full_read(
     counts.clear()
     read_frames(opened, timestamps_s=[float(whole.timestamps_s[-1])])
     assert opened.clip._table.can_seek  # type: ignore[attr-defined]
-    assert counts["read"] < NUM_FRAMES // 2 or name == "wmv"
+    assert counts["read"] < NUM_FRAMES // 2 or name == "wmv" or is_one_span(name)
 
 
 @pytest.mark.parametrize("name", ["ts", "m2ts", "avi", "flv", "ogg", "mkv", "mp4"])
@@ -113,8 +119,8 @@ def test_chunks_open_a_file_once_and_pass_over_the_rest(
     counts.clear()
     chunks = [*reader.chunks(1)]
     assert counts["opened"] == 1
-    assert counts["decoded"] <= 4 * 12  # their groups
-    assert counts["read"] < 80
+    assert counts["decoded"] <= 4 * 12 or is_one_span(name)  # their groups
+    assert counts["read"] < 80 or is_one_span(name)
     assert np.array_equal(np.concatenate(chunks), read_frames(videos(name), num_frames=4).frames)
 
 
@@ -172,7 +178,7 @@ def test_packets_that_are_not_those_of_the_table_are_read_again(
 # An index in place of the packets
 
 
-@pytest.mark.skipif(not hasattr(av, "index"), reason="this PyAV hides the index")
+@needs_index
 @pytest.mark.usefixtures("no_scan")
 def test_an_index_stands_in_for_the_packets(
     videos: Callable[[str], Path], counts: Counter[str], monkeypatch: pytest.MonkeyPatch
@@ -189,7 +195,7 @@ def test_an_index_stands_in_for_the_packets(
     assert np.array_equal(read_frames(videos("mp4")).timestamps_s, whole.timestamps_s)
 
 
-@pytest.mark.skipif(not hasattr(av, "index"), reason="this PyAV hides the index")
+@needs_index
 def test_few_bytes_of_a_file_are_read(tmp_path: Path) -> None:
     class Counting(io.BytesIO):
         num_bytes = 0
@@ -207,6 +213,7 @@ def test_few_bytes_of_a_file_are_read(tmp_path: Path) -> None:
     assert Counting.num_bytes < len(data) + 2 * 10**6
 
 
+@needs_index
 @pytest.mark.parametrize("num_frames", [5, NUM_FRAMES])
 def test_a_file_that_becomes_another_one_is_looked_at_again(tmp_path: Path, num_frames: int) -> None:
     path = write_video(tmp_path / "clip.mp4", NUM_FRAMES, codec_options=CLOSED)

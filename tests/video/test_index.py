@@ -72,6 +72,9 @@ KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
 }
 
 
+needs_index = pytest.mark.skipif(not hasattr(av, "index"), reason="this PyAV hides the index")
+
+
 @pytest.fixture(scope="module")
 def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("index")
@@ -111,7 +114,7 @@ def both(file: Any) -> tuple[list[Packet] | None, list[Packet]]:
     return fast, slow
 
 
-@pytest.mark.skipif(not hasattr(av, "index"), reason="this PyAV hides the index")
+@needs_index
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("open_file", [Path, lambda path: io.BytesIO(path.read_bytes()), lambda path: path.open("rb")])
 def test_an_index_says_what_the_packets_say(write: Callable[[str], Path], name: str, open_file: Any) -> None:
@@ -170,6 +173,7 @@ def test_a_file_cut_off_has_no_index(write: Callable[[str], Path], tmp_path: Pat
     assert not same_or_none(truncate(path, keep).read_bytes())
 
 
+@needs_index
 def test_two_descriptions_have_no_index(write: Callable[[str], Path]) -> None:
     content = write("b-frames").read_bytes()
     assert same_or_none(content)
@@ -185,6 +189,7 @@ def test_two_descriptions_have_no_index(write: Callable[[str], Path]) -> None:
     assert not same_or_none(bytes(twice))
 
 
+@needs_index
 def test_a_time_that_stands_still_has_no_index(write: Callable[[str], Path]) -> None:
     content = bytearray(write("uneven").read_bytes())
     place = content.index(b"stts") + 12 + 8 * 3 + 4
@@ -193,6 +198,7 @@ def test_a_time_that_stands_still_has_no_index(write: Callable[[str], Path]) -> 
     assert not same_or_none(bytes(content))
 
 
+@needs_index
 def test_a_second_head_has_no_index(write: Callable[[str], Path]) -> None:
     content = write("b-frames").read_bytes()
     head = content[content.index(b"moov") - 4 :]
