@@ -87,6 +87,8 @@ def test_a_time_finds_its_frame_among_equal_stamps(folder: Path) -> None:
     path = write_odd(folder, "twice.mkv")
     assert read_numbers(read_frames(path, timestamps_s=[8.0, 4.9, 0.0, 60.0]).frames) == [3, 1, 0, 6]
     assert read_numbers(read_frames(path, fps=1).frames) == [0, 1, 3, 4, 5, 6]  # 2 is never on screen
+    assert read_numbers(read_frames(path, start_s=5).frames) == [2, 3, 4, 5, 6]
+    assert read_numbers(read_frames(write_stamped(folder / "at once.mkv", [0, 0, 0, 40])).frames) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["twice.mkv", "twice.mp4", "twice.webm", "back.mkv", "far.mkv", "damaged.flv"])

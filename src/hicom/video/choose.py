@@ -156,6 +156,7 @@ class Choice:
         if start_s >= duration_s:
             raise VideoError(f"{self.name}: start_s={start_s:g} is not before the end of the video at {duration_s:g} s")
         first = max(int(np.searchsorted(reached_s, start_s, side="right")) - 1, 0)
+        first = int(np.searchsorted(times_s, times_s[first], side="left"))  # of several with one time the first
         end_s, stop = duration_s, len(times_s)
         if self.end_s is not None and self.end_s < duration_s:
             end_s = self.end_s
