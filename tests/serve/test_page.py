@@ -126,4 +126,4 @@ def test_an_answer_takes_no_longer_than_it_may(chat: VideoChat, request: pytest.
     *_, last = backend.reply(DEMO, [{"role": "user", "content": "What happens?"}], 8, None)
     assert last.costs is not None
     assert last.costs.num_new_tokens < 5
-    assert "the answer ends here" in str(last.caution)
+    assert "the answer ends here" in str(last.notes)
