@@ -17,7 +17,6 @@ import importlib
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -245,7 +244,9 @@ def look_and_read(path: Path, num_frames: int) -> dict[str, float]:
     read = time.perf_counter()
     if num_read != num_frames:
         raise ValueError(f"{path}: {num_read} of {num_frames} frames came")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    # Not ru_maxrss, which a new process takes over from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status[status.index("VmHWM:") :].split()[1]) / 2**10
     return {"look_s": looked - start, "read_s": read - looked, "peak_mb": peak}
 
 
