@@ -235,8 +235,6 @@ def write_long(folder: Path, suffix: str, num_frames: int) -> Path:
 
 def look_and_read(path: Path, num_frames: int) -> dict[str, float]:
     """Look at a video and read frames as `hicom ask` does, in a process of its own; memory in MB, times in s."""
-    import resource  # Windows has none
-
     start = time.perf_counter()
     opened = open_frames(path)
     looked = time.perf_counter()
