@@ -203,6 +203,14 @@ def test_a_part_of_a_video_is_looked_at(chat: VideoChat, clip: Path) -> None:
     assert np.array_equal(part.frames, bounds.frames)
 
 
+def test_what_comes_once_is_looked_at(chat: VideoChat) -> None:
+    shown = frames(6)
+    once = look(chat, iter(list(shown)), "which ?", num_frames=3, max_new_tokens=2)
+    again = look(chat, shown, "which ?", num_frames=3, max_new_tokens=2)
+    assert np.array_equal(once.frames, again.frames)
+    assert np.array_equal(once.timestamps_s, again.timestamps_s)
+
+
 def test_frames_are_padded_as_the_processor_does(chat: VideoChat) -> None:
     wide = frames(2, height=12, width=20)
     square = pad_to_square(wide, chat.processor.image_mean)

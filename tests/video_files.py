@@ -14,6 +14,17 @@ from media import number_frame
 _TREES = {b"moov", b"trak", b"mdia", b"minf", b"stbl"}
 
 
+def numbered_packets(stream: Any, count: int, pix_fmt: str = "yuv420p") -> list[Any]:
+    """Return the packets of frames that show their numbers, in the order of the file."""
+    stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
+    packets = []
+    for number in range(count):
+        frame = av.VideoFrame.from_ndarray(number_frame(number), format="rgb24")
+        frame.pts = number
+        packets += stream.encode(frame)
+    return packets + stream.encode()
+
+
 def write_stamped(
     path: Path,
     stamps: Sequence[int],
@@ -29,14 +40,7 @@ def write_stamped(
     options = {"bf": "0", "g": "10"} if codec_options is None else codec_options
     with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as container:
         stream: Any = container.add_stream(codec, rate=30, options=options)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        packets = []
-        for number in range(len(stamps)):
-            frame = av.VideoFrame.from_ndarray(number_frame(number), format="rgb24")
-            frame.pts = number
-            packets += stream.encode(frame)
-        packets += stream.encode()
-        for packet in packets:
+        for packet in numbered_packets(stream, len(stamps)):
             # The encoder's stamps are numbers of frames.
             packet.pts, packet.dts = stamps[round(packet.pts * packet.time_base * 30)], packet.dts - 10**6
             packet.time_base = Fraction(1, ticks_per_s)

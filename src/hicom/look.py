@@ -31,7 +31,7 @@ from .inference import Answer, VideoChat
 from .model.compressor import CompressorOutput
 from .model.ops import Window, group_index
 from .square import Square
-from .video import FrameReader, VideoFrames, open_frames, read_frames, split_bounds
+from .video import FrameReader, VideoFrames, open_frames
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -195,9 +195,7 @@ def look_at(
     if isinstance(source, VideoFrames):
         video = source
     else:
-        whole, bounds = split_bounds(source)  # the times are those of the whole file
-        video = whole if bounds else video
-        video = read_frames(video, timestamps_s=[float(time_s) for time_s in encoded.timestamps_s], size=size)
+        video = open_frames(video).at([float(time_s) for time_s in encoded.timestamps_s], size)
     if chat.processor.image_aspect_ratio == "square":
         squeezed = Square(size, None)
         frames = np.stack([squeezed.make(frame) for frame in video.frames])

@@ -67,34 +67,13 @@ class Video:
         self._num_errors = 0
         self._num_empty = 0
         self._is_whole = False  # whether everything has to be decoded to read anything
-        frame: VideoFrame | None = None
         with self._opened() as (container, stream, context):
             codec = stream.codec_context.codec
-            self._packets: list[Packet] = []
-            indexed: list[Packet] | None = None
-            self._states = States()
-            is_plain = container.format.name in ("mpegts", "mpeg")  # there all headers stand in the packets themselves
-            for packet in self._demux(container, stream):
-                if not is_plain:
-                    self._states.add(len(self._packets), packet)
-                self._packets.append(describe_packet(packet, codec.canonical_name))
-                if frame is None:
-                    frame = next(iter(self._decode(context, numbered(packet, len(self._packets) - 1))), None)
-                    if frame is not None and may_index and self._num_errors == 0:
-                        indexed = read_index(self._file, container, stream, self._packets)
-                        if indexed is not None:
-                            self._packets = indexed
-                            break
-            if frame is None:
-                frame = next(iter(self._decode(context, None)), None)
-            if not self._packets:
-                raise VideoError(f"{name}: the video stream has no frames; record or download the file again")
-            if frame is None:
-                raise VideoError(self._none_decodes(codec.canonical_name))
+            frame, is_read = self._read_packets(container, stream, context, may_index)
             self._rate = float(stream.guessed_rate or stream.average_rate or 25)  # 25: as FFmpeg for raw streams
             self.tick_s = float(stream.time_base or 1 / self._rate)
             self._display = Display.of(name, container.format.name, stream, frame)
-            self._table = Table(self._packets, codec.canonical_name, is_read=indexed is None)
+            self._table = Table(self._packets, codec.canonical_name, is_read=is_read)
             self._num_lost = self._count_lost(container, stream)
             self.info = VideoInfo(
                 name=name,
@@ -122,6 +101,34 @@ class Video:
         self._ranks: Ranks | None = None
         self._find_frames(codec.reorder, is_reordered, frame.pts or 0)
 
+    def _read_packets(
+        self, container: InputContainer, stream: VideoStream, context: VideoCodecContext, may_index: bool
+    ) -> tuple[VideoFrame, bool]:
+        """Fill the table of packets; return the first frame that decodes, and whether all packets were read for it."""
+        frame: VideoFrame | None = None
+        codec = stream.codec_context.codec.canonical_name
+        self._packets: list[Packet] = []
+        self._states = States()
+        is_plain = container.format.name in ("mpegts", "mpeg")  # there all headers stand in the packets themselves
+        for packet in self._demux(container, stream):
+            if not is_plain:
+                self._states.add(len(self._packets), packet)
+            self._packets.append(describe_packet(packet, codec))
+            if frame is None:
+                frame = next(iter(self._decode(context, numbered(packet, len(self._packets) - 1))), None)
+                if frame is not None and may_index and self._num_errors == 0:
+                    indexed = read_index(self._file, container, stream, self._packets)
+                    if indexed is not None:
+                        self._packets = indexed
+                        return frame, False
+        if not self._packets:
+            raise VideoError(f"{self._name}: the video stream has no frames; record or download the file again")
+        if frame is None:
+            frame = next(iter(self._decode(context, None)), None)
+        if frame is None:
+            raise VideoError(self._none_decodes(codec))
+        return frame, True
+
     def _find_frames(self, can_reorder: bool, is_reordered: bool, first: int) -> None:
         """Find out which frames there are and when they are shown; `first` is the packet of the first that decodes."""
         packets = self._packets
@@ -129,7 +136,7 @@ class Video:
         is_guessed = self._is_slotted and can_reorder and any(packet.pts != packet.dts for packet in packets)
         if is_guessed and not self._unsound:
             every = list(range(len(packets)))
-            self._ranks = Ranks(every, self._key_positions)
+            self._ranks = Ranks(len(packets), self._key_positions)
             self._set_frames(every, set(every))
             return
         self._order = None if is_guessed else order_by_stamps(packets, can_reorder, is_reordered)
@@ -278,17 +285,17 @@ class Video:
         stamps = [self._stamps[position] for position in order]
         if self._is_slotted:
             stamps.sort(key=lambda stamp: -1 if stamp is None else stamp)
-        line = make_time_line(self._packets, order, stamps, self.tick_s, self._rate)
+        times_s, duration_s = make_time_line(self._packets, order, stamps, self.tick_s, self._rate)
         numbers = [number for number, position in enumerate(order) if position in readable]
         self._frames = [order[number] for number in numbers]
-        self.times_s = line.times_s[numbers]
+        self.times_s = times_s[numbers]
         is_key = [self._packets[each].is_key if keys is None else each in keys for each in self._frames]
         self._keys = np.flatnonzero(is_key)
         self.info = replace(
             self.info,
-            duration_s=line.duration_s,
+            duration_s=duration_s,
             num_frames=len(numbers),
-            fps=len(numbers) / line.duration_s,
+            fps=len(numbers) / duration_s,
             damage=self._damage(len(numbers), len(order)),
         )
 
@@ -433,14 +440,13 @@ class Video:
         try:
             for first, last in spans:
                 for position, packet in cursor.packets_from(first):
-                    context = cursor.context
                     if wanted is None and position == 0:
-                        context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
+                        cursor.context.thread_type = ThreadType.SLICE  # so that damage does the same harm every time
                     if position == first:
                         self._states.bring(position, packet)
                     # The first packet is needed anyway; some decoders read this setting only when they open.
                     is_needed = wanted is None or position == first or position in wanted
-                    context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                    cursor.context.skip_frame = "DEFAULT" if is_needed else "NONREF"
                     yield from self._decode(cursor.context, numbered(packet, position))
                     if position >= last:
                         break

@@ -66,9 +66,9 @@ def read_frames(
             `file://` one; `-` for standard input, and pipes (kept until read, at most 4 GiB); a folder of images, read
             in natural order (frame2 before frame10); a still image (HEIC with the extra `heif`); uint8[T, H, W, 3],
             uint8[T, 3, H, W] or one frame of it, as an array or a torch tensor on any device; an iterator or a list of
-            images (paths, Pillow images, arrays, tensors, `av.VideoFrame`s, whose times are kept). A path or URL may
-            end with `#t=5,12`: seconds 5 to 12, as `start_s` and `end_s` would say. Only text names URLs and standard
-            input: a `Path` is always a file of this machine. Or what `open_frames` opened.
+            images (paths, bytes of files, Pillow images, arrays, tensors, `av.VideoFrame`s, whose times are kept). A
+            path or URL may end with `#t=5,12`: seconds 5 to 12, as `start_s` and `end_s` would say. Only text names
+            URLs and standard input: a `Path` is always a file of this machine. Or what `open_frames` opened.
         num_frames: frames in the middle of that many equal segments; all frames, once, of a shorter video (`repeat`).
         fps: the frames on screen at `start_s`, `start_s` + 1 / fps, ...; each once, even at a rate above the video's.
         timestamps_s: the frames on screen at these times, in this order.
@@ -130,7 +130,7 @@ def open_frames(
     """
     opened, source = (source, source.source) if isinstance(source, FrameReader) else (None, source)
     if isinstance(source, VideoFrames):
-        return FrameReader(source, Given(source), None, None)
+        return FrameReader(source, Given(source), source_fps, None, None)
     name = name_of(source)
     file, bounds = split_bounds(source)
     if twice := [key for key in bounds if choice.get(key) is not None]:
@@ -142,8 +142,9 @@ def open_frames(
     if size is not None:
         check_count(name, "size", size.size if isinstance(size, Square) else size)
     # Only sources without times depend on the rate.
-    clip = opened.clip if opened is not None and isinstance(opened.clip, Video) else open_clip(file, source_fps)
-    return FrameReader(source, clip, chosen, size)
+    is_open = opened is not None and (isinstance(opened.clip, Video) or opened.source_fps == source_fps)
+    clip = opened.clip if opened is not None and is_open else open_clip(file, source_fps)
+    return FrameReader(source, clip, source_fps, chosen, size)
 
 
 class FrameReader:
@@ -152,14 +153,20 @@ class FrameReader:
     Attributes:
         source: what was opened.
         clip: the video, opened.
+        source_fps: frames per second of sources that have no times.
         info: the video; its sizes are those before scaling.
         timestamps_s: float64[T], presentation times of the chosen frames.
     """
 
     def __init__(
-        self, source: Source | VideoFrames, clip: Clip, choice: Choice | None, size: int | Square | None
+        self,
+        source: Source | VideoFrames,
+        clip: Clip,
+        source_fps: float,
+        choice: Choice | None,
+        size: int | Square | None,
     ) -> None:
-        self.source, self.clip = source, clip
+        self.source, self.clip, self.source_fps = source, clip, source_fps
         self._choice, self._size = choice, size
         self._choose()
 
@@ -182,6 +189,11 @@ class FrameReader:
                 self._choose()
         self._warn(stacklevel=4)  # of who called `read_frames`
         return result
+
+    def at(self, timestamps_s: Sequence[float], size: int | Square | None = None) -> VideoFrames:
+        """Return the frames on screen at these times of the whole video, whatever was chosen; see `read_frames`."""
+        choice = Choice(name=self.info.name, timestamps_s=timestamps_s)
+        return FrameReader(self.source, self.clip, self.source_fps, choice, size).read()
 
     def chunks(self, num_frames: int) -> Iterator[Pixels]:
         """Yield the chosen frames in order, `uint8[t, H, W, 3]` with `num_frames` of them; fewer in the last chunk.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +17,6 @@ from numpy.typing import NDArray
 from .packets import Packet
 
 _NUM_AGREE = 8  # frames before and behind a step back of the clock that tell a new start from a stamp that is off
-
-
-class TimeLine(NamedTuple):
-    """Frames in the order of presentation.
-
-    Attributes:
-        order: the packet of each frame.
-        times_s: float64[frames], not descending, from that of the first frame, which is 0.
-        duration_s: from the start of the first frame to the end of the last one.
-    """
-
-    order: list[int]
-    times_s: NDArray[np.float64]
-    duration_s: float
 
 
 def stamps_of(packets: Sequence[Packet], is_slotted: bool) -> list[int | None]:
@@ -80,21 +65,25 @@ def order_by_decoder(num_packets: int, decoded: Iterable[int]) -> list[int]:
 
 def make_time_line(
     packets: Sequence[Packet], order: list[int], stamps: Sequence[int | None], clock_s: float, rate: float
-) -> TimeLine:
-    """Return when the frames of the packets `order` are shown.
+) -> tuple[NDArray[np.float64], float]:
+    """Return when frames are shown, and how long the video lasts.
 
     Args:
         packets: of the stream, in the order of the file.
-        order: see `TimeLine`.
+        order: the packet of each frame, in the order of presentation.
         stamps: of the frames in that order.
         clock_s: a tick of the stamps.
         rate: frames per second, for what has no stamp.
+
+    Returns:
+        float64[frames], not descending, in seconds from the first frame, which is at 0; and the seconds from the start
+        of the first frame to the end of the last one.
     """
     frame_ticks = 1 / (rate * clock_s)
     durations = [float(max(packets[position].duration, 0) or frame_ticks) for position in order]
     ticks = np.array(_ticks(list(stamps), durations, frame_ticks), np.float64)
     ticks -= ticks[0]
-    return TimeLine(order, ticks * clock_s, float(ticks[-1] + durations[-1]) * clock_s)
+    return ticks * clock_s, float(ticks[-1] + durations[-1]) * clock_s
 
 
 def _ticks(stamps: list[int | None], durations: list[float], frame_ticks: float) -> NDArray[np.float64]:
@@ -161,31 +150,18 @@ class Ranks:
     out one after the other, so its number is that of the group's first one, and how many of the group came before it.
     """
 
-    def __init__(self, shown: list[int], keys: Sequence[int]) -> None:
-        self._shown, self._keys = shown, [0, *(key for key in keys if key > 0)]
+    def __init__(self, num_packets: int, keys: Sequence[int]) -> None:
+        self._num_packets, self._starts = num_packets, [0, *(key for key in keys if key > 0)]
+
+    def group(self, number: int) -> range:
+        """Return the group of a frame, or of a packet: the numbers of its frames are those of its packets."""
+        place = bisect_right(self._starts, number)
+        return range(self._starts[place - 1], [*self._starts[place : place + 1], self._num_packets][0])
 
     def span(self, index: int) -> tuple[int, int]:
         """Return which packets give the frame: those of its group, behind the group that leading pictures refer to."""
-        first, last = self._bounds(self._group(self._shown[index]))
-        return self._keys[max(0, self._group(first) - 1)], last
-
-    def positions(self, index: int) -> range:
-        """Return the packets of the frame's group."""
-        first, last = self._bounds(self._group(self._shown[index]))
-        return range(first, last + 1)
-
-    def _group(self, position: int) -> int:
-        return bisect_right(self._keys, position) - 1
-
-    def _bounds(self, group: int) -> tuple[int, int]:
-        is_last = group + 1 == len(self._keys)
-        return self._keys[group], self._shown[-1] if is_last else self._keys[group + 1] - 1
-
-    def frames(self, position: int) -> list[int]:
-        """Return the indices of the frames in the group of a packet."""
-        bounds = self._bounds(self._group(position))
-        first, stop = (bisect_right(self._shown, bound) for bound in (bounds[0] - 1, bounds[1]))
-        return list(range(first, stop))
+        group = self.group(index)
+        return self.group(max(0, group[0] - 1))[0], group[-1]
 
 
 class Wanted:
@@ -200,10 +176,10 @@ class Wanted:
             if ranks is None:
                 self._by_position[packets[index]] = index
             else:
-                first = ranks.positions(index)[0]
-                if first not in self._by_group:
-                    self._by_group[first] = ranks.frames(first)
-                    self._by_position |= dict.fromkeys(ranks.positions(index), first)
+                group = ranks.group(index)
+                if group[0] not in self._by_group:
+                    self._by_group[group[0]] = list(group)
+                    self._by_position |= dict.fromkeys(group, group[0])
         self.positions = frozenset(self._by_position)
 
     def take(self, position: int | None) -> int | None:
