@@ -162,8 +162,8 @@ $(TRL)/.ready: $(READY)
 # The lowest declared versions; of torch the one of the first environment, and beside it the sources of the lowest one, from
 # its build for macOS, which is small.
 OLDEST_TESTS := tests/test_video.py tests/video tests/test_pyav.py tests/test_files.py tests/test_locks.py \
-    tests/test_platforms.py tests/test_inference.py tests/test_look.py tests/model/test_processing.py tests/model/test_convert.py tests/train/test_stages.py \
-    tests/serve/test_local.py tests/eval/test_records.py
+    tests/test_platforms.py tests/test_inference.py tests/test_look.py tests/model/test_processing.py \
+    tests/model/test_convert.py tests/train/test_stages.py tests/serve/test_local.py tests/eval/test_records.py
 $(OLDEST)/.ready: $(READY) .ci/lowest.py
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(BIN)/python .ci/lowest.py train serve eval data > $(OLDEST)/lowest.txt
